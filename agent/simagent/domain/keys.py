@@ -1,0 +1,109 @@
+"""Where everything lies in the store. The only module that spells keys."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from simagent.domain.ids import newest_first
+
+Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKeys:
+    """The keys of one task."""
+
+    project: str
+    id: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of all that belongs to the task, but for its marker and index entry."""
+        return f"p/{self.project}/tasks/{self.id}/"
+
+    @property
+    def spec(self) -> str:
+        """The immutable spec."""
+        return self.root + "spec.json"
+
+    @property
+    def state(self) -> str:
+        """The truth about the task, changed by compare-and-swap only."""
+        return self.root + "state.json"
+
+    @property
+    def control(self) -> str:
+        """Who is following the task, and until when."""
+        return self.root + "control.json"
+
+    def input(self, number: int) -> str:
+        """The archive of an input that was uploaded at submission."""
+        return f"{self.root}inputs/{number}.zip"
+
+    def attempt(self, epoch: int) -> "AttemptKeys":
+        """The keys of one attempt."""
+        return AttemptKeys(f"{self.root}a/{epoch}/")
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKeys:
+    """The keys that one attempt writes, all beneath its epoch."""
+
+    root: str
+
+    def logs(self, stream: Stream) -> str:
+        """Prefix of a stream's chunks."""
+        return f"{self.root}logs/{stream}/"
+
+    def log_chunk(self, stream: Stream, offset: int) -> str:
+        """The chunk of a stream that begins at a byte offset."""
+        return f"{self.logs(stream)}{offset:020d}"
+
+    @property
+    def metrics(self) -> str:
+        """Prefix of the metrics segments."""
+        return self.root + "metrics/"
+
+    def metrics_segment(self, sequence: int) -> str:
+        """A segment of metrics: one JSON object a line."""
+        return f"{self.metrics}{sequence:08d}.jsonl"
+
+    @property
+    def output_zip(self) -> str:
+        """The outputs, as one archive."""
+        return self.root + "output.zip"
+
+    @property
+    def manifest(self) -> str:
+        """The outputs' paths, sizes and checksums; written last."""
+        return self.root + "manifest.json"
+
+
+def open_prefix(group: str) -> str:
+    """Prefix of the markers of a group's tasks that are not terminal."""
+    return f"open/{group}/"
+
+
+def open_marker(group: str, task: str) -> str:
+    """The marker of a task that is not terminal; its body names the project."""
+    return open_prefix(group) + task
+
+
+def index_prefix(project: str) -> str:
+    """Prefix of a project's task list, newest first."""
+    return f"p/{project}/index/"
+
+
+def index_entry(project: str, task: str, submitted_at: float) -> str:
+    """The empty object that lists a task; ``submitted_at`` in seconds since the Unix epoch."""
+    return f"{index_prefix(project)}{newest_first(submitted_at)}-{task}"
+
+
+def index_task(key: str) -> str:
+    """Tell the task id of an index entry."""
+    return key.rsplit("/", 1)[-1].split("-", 1)[1]
+
+
+def sweep(group: str) -> str:
+    """The object by which agents agree who sweeps a group, and where it is in its walk."""
+    return f"sweep/{group}.json"

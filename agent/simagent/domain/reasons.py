@@ -1,0 +1,40 @@
+"""Why a task or an attempt ended: every failure has a name."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The stable codes of `reason`, for people and scripts. docs/states.md explains each."""
+
+    EXIT_CODE = "exit_code", "A command exited with a code other than 0."
+    SIGNAL = "signal", "A command was ended by a signal that the agent did not send."
+    COMMAND_NOT_FOUND = "command_not_found", "The program is not on this machine or in the image."
+    NOT_EXECUTABLE = "not_executable", "The program was found but cannot be executed."
+    OOM = "oom", "The kernel ended a process for lack of memory."
+    DISK_FULL = "disk_full", "The disk had too little free space to go on."
+    TIME_LIMIT = "time_limit", "The attempt ran longer than its `time_limit`."
+    KILLED = "killed", "Somebody asked for the task to be killed."
+    INPUT_MISSING = "input_missing", "An input does not exist or cannot be reached."
+    INPUT_REJECTED = "input_rejected", "An input archive is corrupt, too large, or unsafe to unpack."
+    OUTPUT_FAILED = "output_failed", "The outputs could not be packed or uploaded."
+    INVALID_SPEC = "invalid_spec", "The stored spec cannot be read."
+    UNSUPPORTED = "unsupported", "The spec asks for something no agent of the group can do."
+    MPI_UNAVAILABLE = "mpi_unavailable", "A step asks for MPI, and no launcher for it is installed."
+    IMAGE_PULL = "image_pull", "The container image could not be fetched."
+    SHIM_LOST = "shim_lost", "The step's supervisor vanished: how the step ended is unknown."
+    AGENT_LOST = "agent_lost", "Agents that held the task vanished, `max_attempts` times."
+    AGENT_TOO_OLD = "agent_too_old", "The task was written by a newer version than the agent's."
+    AGENT_ERROR = "agent_error", "The agent failed in a way it has no better name for."
+    ORPHANED = "orphaned", "No agent looked after the step for longer than `orphan_limit`."
+    PREEMPTED = "preempted", "The machine was taken away or shut down."
+    MAX_PREEMPTIONS = "max_preemptions", "The task was preempted more often than allowed."
+    NEVER_QUEUED = "never_queued", "The submission was begun but not completed within its time."
+
+    explanation: str
+
+    def __new__(cls, code: str, explanation: str = "") -> "Reason":
+        """Attach the explanation to the code."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.explanation = explanation
+        return member

@@ -1,0 +1,80 @@
+"""Time, and waiting, as the core sees them: injected, so that no test sleeps.
+
+Deadlines use the boot-time clock, which goes on while a machine is suspended and never jumps. No
+two machines' clocks are ever compared: wall time is for people to read.
+"""
+
+import math
+import os
+import select
+import time
+from typing import Protocol
+
+
+class Waitable(Protocol):
+    """Anything that select() can wait for; ready means readable."""
+
+    def fileno(self) -> int:
+        """Give the file descriptor."""
+
+
+class Clock(Protocol):
+    """The two clocks, and the one way to wait."""
+
+    def now(self) -> float:
+        """Give seconds of CLOCK_BOOTTIME."""
+
+    def wall(self) -> float:
+        """Give seconds since the Unix epoch."""
+
+    def wait(self, timeout: float | None, *sources: Waitable) -> bool:
+        """Wait until a source is ready (True) or ``timeout`` seconds have passed (False)."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> float:
+        """Give seconds of CLOCK_BOOTTIME."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall(self) -> float:
+        """Give seconds since the Unix epoch."""
+        return time.time()
+
+    def wait(self, timeout: float | None, *sources: Waitable) -> bool:
+        """Wait until a source is ready (True) or ``timeout`` seconds have passed (False)."""
+        poller = select.poll()
+        for source in sources:
+            poller.register(source.fileno(), select.POLLIN)
+        milliseconds = None if timeout is None else max(0, math.ceil(timeout * 1000))
+        return bool(poller.poll(milliseconds))
+
+
+class Wake:
+    """An event that threads set and select() waits for. Safe to set in a signal handler."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Give the file descriptor."""
+        return self._fd
+
+    def set(self) -> None:
+        """Make every wait on it return, until it is cleared."""
+        os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Forget that it was set."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return
+
+    def is_set(self) -> bool:
+        """Tell whether a wait would return at once."""
+        return bool(select.select([self._fd], [], [], 0)[0])
+
+    def __del__(self) -> None:
+        os.close(self._fd)

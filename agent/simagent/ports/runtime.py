@@ -1,0 +1,106 @@
+"""What runs a step, so that it outlives the agent and is found again by the next one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from simagent.domain.reasons import Reason
+from simagent.ports.clock import Waitable
+
+
+class RuntimeFailedError(Exception):
+    """The step could not be started at all; the message says why, `reason` names it."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """All that a step needs to run without the agent.
+
+    ``folder`` is where the runtime keeps the records of the attempt's steps; ``number`` counts
+    from 0. ``env`` is the whole environment. ``stdout`` and ``stderr`` are appended to, by
+    the step itself. ``grace`` and ``orphan_limit`` are seconds: how long the step may take to end
+    after SIGTERM, and after how long without any agent it is ended.
+    """
+
+    folder: Path
+    number: int
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path
+    stdin: bytes | None = None
+    stdout: Path
+    stderr: Path
+    grace: float = 30.0
+    orphan_limit: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepExit:
+    """How a step ended.
+
+    ``exit_code`` or ``signal`` is set where the program ran; ``reason`` where it did not, or its
+    end is unknown (`command_not_found`, `not_executable`, `shim_lost`), with a ``message``.
+    Times are seconds, ``max_rss_bytes`` is of the largest process of the step's tree.
+    """
+
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: Reason | None = None
+    message: str = ""
+    started: float | None = None
+    ended: float | None = None
+    seconds: float = 0.0
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
+    max_rss_bytes: int = 0
+    stopped: bool = False
+    """It ended because `Step.stop` asked for it, or because no agent came for too long."""
+
+
+class Step(Protocol):
+    """A step that was started, perhaps by an earlier incarnation of the agent."""
+
+    def wait(self, timeout: float | None, *wakes: Waitable) -> StepExit | None:
+        """Give the step's end as soon as it is known.
+
+        None after ``timeout`` seconds, or when one of ``wakes`` is ready.
+        """
+
+    def stop(self, grace: float) -> None:
+        """Ask for the end of the whole process tree: SIGTERM, ``grace`` seconds, SIGKILL.
+
+        Returns at once; the end shows in `wait`. Goes on without the agent. A later call can
+        only shorten the grace.
+        """
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the step's whole process tree."""
+
+    def pids(self) -> list[int]:
+        """List the processes of the step's tree that run on this host."""
+
+
+class Runtime(Protocol):
+    """Starts steps and finds them again."""
+
+    name: str
+
+    def start(self, plan: StepPlan) -> Step:
+        """Start the step, or attach where it was started before: never runs a step twice.
+
+        Raises `RuntimeFailedError`.
+        """
+
+    def attach(self, plan: StepPlan) -> Step | None:
+        """Find a step that was started before; None if it never was."""
+
+    def keep_alive(self, folder: Path) -> None:
+        """Tell the steps whose records are in ``folder`` that an agent looks after them.
+
+        To be called more often than any step's ``orphan_limit``.
+        """

@@ -1,0 +1,1 @@
+"""The daemon: claims tasks, runs attempts, keeps the promise."""
