@@ -16,17 +16,19 @@ def _parse(value: object, units: dict[str, float], example: str) -> object:
         return value
     match = _NUMBER_UNIT.fullmatch(value)
     if match is None or match[2].lower() not in units:
-        raise ValueError(f'cannot read {value!r}: write a number, or one with a unit, as "{example}"')
+        raise ValueError(
+            f'cannot read {value!r}: write a number, or one with a unit, as "{example}"'
+        )
     return float(match[1]) * units[match[2].lower()]
 
 
 def parse_duration(value: object) -> object:
-    """Turn `"2h"` into 7200.0 seconds; anything but a string is passed on. Raises ValueError."""
+    """Turn `"2h"` into seconds; anything but a string is passed on. Raises ValueError."""
     return _parse(value, dict(_SECONDS), "15 min")
 
 
 def parse_size(value: object) -> object:
-    """Turn `"4GiB"` into 4294967296 bytes; anything but a string is passed on. Raises ValueError."""
+    """Turn `"4GiB"` into bytes; anything but a string is passed on. Raises ValueError."""
     parsed = _parse(value, dict(_SIZES), "4GiB")
     return int(parsed) if isinstance(parsed, float) else parsed
 

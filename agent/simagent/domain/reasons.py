@@ -15,7 +15,10 @@ class Reason(StrEnum):
     TIME_LIMIT = "time_limit", "The attempt ran longer than its `time_limit`."
     KILLED = "killed", "Somebody asked for the task to be killed."
     INPUT_MISSING = "input_missing", "An input does not exist or cannot be reached."
-    INPUT_REJECTED = "input_rejected", "An input archive is corrupt, too large, or unsafe to unpack."
+    INPUT_REJECTED = (
+        "input_rejected",
+        "An input archive is corrupt, too large, or unsafe to unpack.",
+    )
     OUTPUT_FAILED = "output_failed", "The outputs could not be packed or uploaded."
     INVALID_SPEC = "invalid_spec", "The stored spec cannot be read."
     UNSUPPORTED = "unsupported", "The spec asks for something no agent of the group can do."

@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -49,8 +49,10 @@ def _check_env(value: dict[str, str]) -> dict[str, str]:
 
 def _as_text(value: object) -> object:
     if isinstance(value, Mapping):
-        return {k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v
-                for k, v in value.items()}
+        return {
+            k: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v
+            for k, v in value.items()
+        }
     return value
 
 
@@ -212,8 +214,8 @@ class Spec(Part):
         min_length=1, max_length=10_000, description="The steps, in order."
     )
     inputs: tuple[Input, ...] = Field((), description="Laid into the task's folder, in order.")
-    outputs: Outputs = Field(default_factory=Outputs, description="What is uploaded.")
-    resources: Resources = Field(default_factory=Resources, description="What it needs.")
+    outputs: Outputs = Field(Outputs(), description="What is uploaded.")
+    resources: Resources = Field(Resources(), description="What it needs.")
     network: Literal["none", "host"] | None = Field(
         None, description="Network of the commands; containers have none unless asked."
     )

@@ -1,0 +1,45 @@
+"""The agent's own log: events with stable names, listed in docs/events.md.
+
+Lines of the log that carry no name from here are for people only and may change at any time.
+"""
+
+from enum import StrEnum
+
+
+class Event(StrEnum):
+    """Names of the log events that scripts and alarms may rely on."""
+
+    AGENT_STARTED = "agent_started", "The agent has started.", "agent incarnation version"
+    AGENT_STOPPED = "agent_stopped", "The agent stops; simulations may go on.", "reason"
+    AGENT_CRASHED = "agent_crashed", "A core thread died: the agent stops.", "thread error"
+    STORE_LOST = "store_lost", "The store stopped answering.", "error"
+    STORE_BACK = "store_back", "The store answers again.", "seconds"
+    QUEUE_LOST = "queue_lost", "The queue stopped answering.", "error"
+    QUEUE_BACK = "queue_back", "The queue answers again.", "seconds"
+    BELL_REJECTED = "bell_rejected", "A malformed message went to the dead letters.", "reason"
+    TASK_REFUSED = "task_refused", "A task cannot run here and is left to others.", "task reason"
+    TASK_SUSPECTED = "task_suspected", "A held task is watched for signs of life.", "task epoch"
+    TASK_CLAIMED = "task_claimed", "The agent took a task.", "task epoch lost"
+    TASK_ADOPTED = "task_adopted", "A restarted agent goes on with its task.", "task epoch"
+    TASK_CLOSED = "task_closed", "A task without a live holder was ended.", "task status reason"
+    STEP_STARTED = "step_started", "A command was started.", "task epoch step argv"
+    STEP_ENDED = "step_ended", "A command ended.", "task epoch step exit_code signal seconds"
+    TASK_STOPPING = "task_stopping", "The running command is told to end.", "task epoch why"
+    TASK_FINALIZING = "task_finalizing", "The outcome is fixed.", "task epoch outcome reason"
+    TASK_PUBLISHED = "task_published", "The task has ended.", "task epoch status"
+    TASK_REQUEUED = "task_requeued", "The task was given back to the queue.", "task epoch reason"
+    LEASE_LOST = "lease_lost", "Another holds the task: the local run is ended.", "task epoch"
+    LEASE_LATE = "lease_late", "The lease could not be renewed; the run goes on.", "task error"
+    JOURNAL_SET_ASIDE = "journal_set_aside", "A local record could not be read.", "path error"
+    SWEPT = "swept", "The group's open tasks were looked through.", "seen rung closed"
+
+    explanation: str
+    fields: tuple[str, ...]
+
+    def __new__(cls, code: str, explanation: str = "", fields: str = "") -> "Event":
+        """Attach the explanation and the names of the event's fields to its name."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.explanation = explanation
+        member.fields = tuple(fields.split())
+        return member

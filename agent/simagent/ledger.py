@@ -1,0 +1,195 @@
+"""The ledger: what is written down about tasks in the store, and the one way to change it."""
+
+import hashlib
+import json
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from simagent.domain import keys
+from simagent.domain.keys import TaskKeys
+from simagent.domain.mutations import SupersededError
+from simagent.domain.spec import FORMAT as SPEC_FORMAT
+from simagent.domain.spec import Spec
+from simagent.domain.state import FORMAT as STATE_FORMAT
+from simagent.domain.state import State
+from simagent.ports.store import (
+    NotFoundError,
+    PreconditionError,
+    Store,
+    StoreError,
+    StoreUnavailableError,
+)
+
+_CAS_TRIES = 8
+
+
+class CorruptError(Exception):
+    """An object in the store cannot be read; the message says which and why."""
+
+
+class TooNewError(Exception):
+    """An object in the store was written in a newer format than this version knows."""
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _parse(model: type[_Model], data: bytes, key: str, newest: int) -> _Model:
+    try:
+        fields = json.loads(data)
+        version = fields.get("format", 1) if isinstance(fields, dict) else None
+        if isinstance(version, int) and version > newest:
+            raise TooNewError(f"{key} has format {version}, this version reads up to {newest}")
+        return model.model_validate(fields)
+    except (ValidationError, ValueError) as error:
+        first = str(error).splitlines()
+        raise CorruptError(f"{key} cannot be read: {' '.join(first[:3])}") from error
+
+
+def _dump(model: BaseModel) -> bytes:
+    return model.model_dump_json(indent=1).encode()
+
+
+def spec_bytes(spec: Spec) -> bytes:
+    """Give the bytes a spec is stored and hashed as."""
+    fields = {"format": spec.format} | spec.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps(fields, indent=1, ensure_ascii=False).encode()
+
+
+def sha256(data: bytes) -> str:
+    """Give the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Ledger:
+    """Specs, states and markers of tasks, over any store.
+
+    Methods raise `simagent.ports.store.StoreError`s, `CorruptError` and `TooNewError`. Nothing is
+    retried here but lost races: callers know how long something is worth trying.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.failures = 0
+        """Number of store calls that gave no usable answer, for those who watch for silence."""
+        # Threads of one process would otherwise race each other's writes of one task; a lock is
+        # held for one read and one write at most, so that a renewal never waits for long.
+        self._locks = [threading.Lock() for _ in range(64)]
+
+    def state(self, task: TaskKeys) -> State:
+        """Read the state. Raises `NotFoundError`."""
+        return self._read_state(task)[0]
+
+    def spec(self, task: TaskKeys, *, sha256_: str | None = None) -> Spec:
+        """Read the spec; `CorruptError` too where it is missing or not the one with the hash."""
+        try:
+            with self._counted():
+                data = self.store.get(task.spec).data
+        except NotFoundError:
+            raise CorruptError(f"{task.spec} is missing") from None
+        spec = _parse(Spec, data, task.spec, SPEC_FORMAT)
+        if sha256_ is not None and sha256(data) != sha256_:
+            raise CorruptError(f"{task.spec} was changed after the task was submitted")
+        return spec
+
+    def create_spec(self, task: TaskKeys, spec: Spec) -> str:
+        """Store the spec and give its hash.
+
+        Raises `SupersededError` where the task has another spec already.
+        """
+        data = spec_bytes(spec)
+        try:
+            with self._counted():
+                self.store.put(task.spec, data, if_absent=True)
+        except PreconditionError:
+            with self._counted():
+                existing = self.store.get(task.spec).data
+            if existing != data:
+                raise SupersededError(f"task {task.id} exists already, with another spec") from None
+        return sha256(data)
+
+    def create_state(self, task: TaskKeys, state: State) -> State:
+        """Store a first state, or give the one that is there."""
+        try:
+            with self._counted():
+                self.store.put(task.state, _dump(state), if_absent=True)
+        except PreconditionError:
+            return self.state(task)
+        return state
+
+    def change(self, task: TaskKeys, change: Callable[[State], State]) -> State:
+        """Change the state by compare-and-swap and give what it became.
+
+        ``change`` returns the object it was given where nothing is to be written, and raises
+        `SupersededError` where it may not be made; it is called anew after each lost race. When
+        `StoreUnavailableError` comes out, the change may have been applied: call again.
+        """
+        write_id = secrets.token_hex(8)
+        for _ in range(_CAS_TRIES):
+            with self._locks[hash(task) % len(self._locks)]:
+                state, etag = self._read_state(task)
+                if state.write_id == write_id:
+                    return state
+                wanted = change(state)
+                if wanted is state:
+                    return state
+                wanted = wanted.with_(write_id=write_id)
+                try:
+                    with self._counted():
+                        self.store.put(task.state, _dump(wanted), if_match=etag)
+                except PreconditionError:
+                    continue  # lost the race, perhaps against ourselves: the next read tells
+                except StoreUnavailableError:
+                    state, _ = self._read_state(task)
+                    if state.write_id != write_id:
+                        raise
+                    return state
+                return wanted
+        raise StoreUnavailableError(f"{task.state} is changed by others too fast")
+
+    def open_marker(self, group: str, task: TaskKeys) -> None:
+        """Mark the task as not terminal, for the sweep."""
+        body = json.dumps({"format": 1, "project": task.project}).encode()
+        with self._counted():
+            self.store.put(keys.open_marker(group, task.id), body)
+
+    def remove_marker(self, group: str, task: TaskKeys) -> None:
+        """Forget the task in the sweep."""
+        with self._counted():
+            self.store.delete(keys.open_marker(group, task.id))
+
+    def open_tasks(self, group: str, *, after: str, limit: int) -> Iterator[TaskKeys]:
+        """Walk the tasks that are not known to be terminal, in the order of ids, from ``after``."""
+        prefix = keys.open_prefix(group)
+        with self._counted():
+            entries = list(self.store.scan(prefix, after=prefix + after, limit=limit))
+        for entry in entries:
+            try:
+                with self._counted():
+                    marker = json.loads(self.store.get(entry.key).data)
+            except NotFoundError:
+                continue
+            except ValueError:
+                marker = {}
+            project = marker.get("project", "default") if isinstance(marker, dict) else "default"
+            yield TaskKeys(str(project), entry.key.removeprefix(prefix))
+
+    def _read_state(self, task: TaskKeys) -> tuple[State, str]:
+        with self._counted():
+            blob = self.store.get(task.state)
+        return _parse(State, blob.data, task.state, STATE_FORMAT), blob.etag
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except (NotFoundError, PreconditionError):
+            raise
+        except StoreError:
+            self.failures += 1
+            raise
