@@ -1,0 +1,326 @@
+"""Every byte of a log reaches its reader, whatever the store does."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simagent.domain.keys import AttemptKeys
+from simagent.ports.store import (
+    Blob,
+    Body,
+    Entry,
+    NotFoundError,
+    Store,
+    StoreError,
+    StoreUnavailableError,
+)
+from simagent.stores.directory import DirectoryStore
+from simagent.telemetry.log_reader import log_size, read_log, tail
+from simagent.telemetry.logs import LogShipper
+
+KEYS = AttemptKeys("p/default/tasks/t/a/1/")
+
+
+class WatchedStore:
+    """Counts what is written to the store it wraps; runs a hook before and after each call."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.before: Callable[[str, str], None] = lambda call, key: None
+        self.after: Callable[[str, str], None] = lambda call, key: None
+        self.written = 0
+        self.puts = 0
+
+    def get(self, key: str) -> Blob:
+        self.before("get", key)
+        return self.inner.get(key)
+
+    def put(
+        self, key: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False
+    ) -> str:
+        self.before("put", key)
+        self.written += len(data)
+        self.puts += 1
+        etag = self.inner.put(key, data, if_match=if_match, if_absent=if_absent)
+        self.after("put", key)
+        return etag
+
+    def delete(self, key: str) -> None:
+        self.before("delete", key)
+        self.inner.delete(key)
+        self.after("delete", key)
+
+    def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> Iterator[Entry]:
+        self.before("scan", prefix)
+        yield from list(self.inner.scan(prefix, after=after, limit=limit))
+
+    def head(self, key: str) -> Entry:
+        return self.inner.head(key)
+
+    @contextmanager
+    def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+        self.before("open", key)
+        with self.inner.open(key, start=start, length=length) as body:
+            yield body
+
+    def upload(self, key: str, body: Body) -> Entry:
+        return self.inner.upload(key, body)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WatchedStore:
+    return WatchedStore(DirectoryStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "stdout"
+
+
+def shipper(
+    store: Store, log: Path, *, chunk_bytes: int = 64, max_bytes: int = 10**9
+) -> LogShipper:
+    return LogShipper(store, KEYS, {"stdout": log}, chunk_bytes=chunk_bytes, max_bytes=max_bytes)
+
+
+def append(log: Path, data: bytes) -> None:
+    with log.open("ab") as file:
+        file.write(data)
+
+
+def read(store: Store, start: int = 0, *, final: bool = False) -> bytes:
+    return b"".join(read_log(store, KEYS, "stdout", start=start, final=final))
+
+
+def sizes(store: Store) -> list[int]:
+    return [entry.size for entry in store.scan(KEYS.logs("stdout"))]
+
+
+def test_without_flush_only_full_chunks_are_shipped(store: WatchedStore, log: Path) -> None:
+    append(log, b"x" * 150)
+    ships = shipper(store, log)
+    assert ships.ship(flush=False) == 128
+    assert sizes(store) == [64, 64]
+    assert ships.ship(flush=True) == 22
+    assert read(store) == log.read_bytes()
+
+
+def test_a_log_that_does_not_exist_yet_is_empty(store: WatchedStore, log: Path) -> None:
+    ships = shipper(store, log)
+    assert ships.ship(flush=True) == 0
+    assert ships.finish() == {"stdout": 0}
+    assert read(store) == b""
+    assert tail(store, KEYS, "stdout", 100) == b""
+
+
+def test_many_small_flushes_leave_few_chunks_and_write_each_byte_a_few_times(
+    store: WatchedStore, log: Path
+) -> None:
+    ships = shipper(store, log, chunk_bytes=4096)
+    most = 0
+    for number in range(2000):
+        append(log, f"line {number}\n".encode())
+        ships.ship(flush=True)
+        if number % 100 == 0:
+            most = max(most, len(sizes(store)))
+    total = log.stat().st_size
+    assert read(store) == log.read_bytes()
+    assert most < 60
+    assert store.written < 8 * total
+    ships.finish()
+    assert sizes(store) == [4096] * (total // 4096) + [total % 4096]
+
+
+def test_a_restarted_shipper_goes_on_where_the_last_one_was(store: WatchedStore, log: Path) -> None:
+    append(log, b"a" * 100)
+    shipper(store, log).ship(flush=True)
+    before = store.written
+    append(log, b"b" * 10)
+    ships = shipper(store, log)
+    assert ships.resume() == {"stdout": 100}
+    assert ships.ship(flush=True) == 10
+    assert store.written - before <= 10
+    assert read(store) == log.read_bytes()
+
+
+def test_finish_ships_again_what_somebody_removed(store: WatchedStore, log: Path) -> None:
+    append(log, random.Random(1).randbytes(500))
+    ships = shipper(store, log)
+    ships.ship(flush=True)
+    store.delete(KEYS.log_chunk("stdout", 64))
+    assert ships.finish() == {"stdout": 500}
+    assert read(store) == log.read_bytes()
+
+
+def test_finish_says_so_when_the_store_keeps_losing_bytes(store: WatchedStore, log: Path) -> None:
+    append(log, b"x" * 10)
+    store.after = lambda call, key: store.inner.delete(key)
+    with pytest.raises(StoreUnavailableError, match="0 of 10 bytes"):
+        shipper(store, log).finish()
+
+
+def test_what_exceeds_the_cap_is_left_out_and_counted(store: WatchedStore, log: Path) -> None:
+    append(log, b"x" * 300)
+    ships = shipper(store, log, max_bytes=200)
+    ships.ship(flush=True)
+    assert read(store) == b"x" * 200 + b"\n[simagent: the log is cut here, after 200 bytes]\n"
+    append(log, b"y" * 50)
+    size = ships.finish()["stdout"]
+    text = read(store)
+    assert text.endswith(b"after 200 bytes]\n[simagent: 150 bytes are left out]\n")
+    assert size == len(text) == log_size(store, KEYS, "stdout")
+    assert shipper(store, log, max_bytes=200).finish() == {"stdout": size}
+    assert read(store) == text
+
+
+def test_a_log_of_just_the_cap_is_whole(store: WatchedStore, log: Path) -> None:
+    append(log, b"x" * 200)
+    assert shipper(store, log, max_bytes=200).finish() == {"stdout": 200}
+    assert read(store) == b"x" * 200
+
+
+def test_a_program_that_truncates_its_output_starts_the_log_anew(
+    store: WatchedStore, log: Path
+) -> None:
+    append(log, b"old " * 50)
+    ships = shipper(store, log)
+    ships.ship(flush=True)
+    log.write_bytes(b"new")
+    ships.ship(flush=True)
+    assert read(store) == b"new"
+
+
+def test_what_a_power_cut_took_from_the_disk_stays_in_the_store(
+    store: WatchedStore, log: Path
+) -> None:
+    append(log, b"0123456789")
+    shipper(store, log).ship(flush=True)
+    log.write_bytes(b"01234")
+    assert shipper(store, log).finish() == {"stdout": 10}
+    assert read(store) == b"0123456789"
+
+
+def test_a_link_in_the_place_of_the_log_is_not_followed(
+    store: WatchedStore, log: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"key")
+    log.symlink_to(secret)
+    assert shipper(store, log).finish() == {"stdout": 0}
+    assert read(store) == b""
+
+
+def test_a_long_backlog_is_shipped_in_passes(store: WatchedStore, log: Path) -> None:
+    append(log, b"x" * 64 * 100)
+    ships = shipper(store, log)
+    first = ships.ship(flush=True)
+    assert 0 < first < 6400
+    assert ships.behind
+    assert first + ships.ship(flush=True) == 6400
+    assert not ships.behind
+
+
+def test_reading_starts_anywhere(store: WatchedStore, log: Path) -> None:
+    data = random.Random(2).randbytes(300)
+    append(log, data)
+    shipper(store, log).ship(flush=True)
+    for start in (0, 1, 63, 64, 65, 200, 299, 300, 400):
+        assert read(store, start) == data[start:]
+    assert tail(store, KEYS, "stdout", 70) == data[-70:]
+
+
+def test_a_reader_stops_at_a_gap_or_says_what_is_missing(store: WatchedStore, log: Path) -> None:
+    append(log, b"a" * 64 + b"b" * 64 + b"c" * 64)
+    shipper(store, log).ship(flush=True)
+    store.delete(KEYS.log_chunk("stdout", 64))
+    assert read(store) == b"a" * 64
+    assert read(store, final=True) == (
+        b"a" * 64 + b"\n[simagent: bytes 64 to 127 are missing]\n" + b"c" * 64
+    )
+
+
+def test_chunks_joined_under_a_reader_are_found_again(store: WatchedStore, log: Path) -> None:
+    ships = shipper(store, log, chunk_bytes=1000)
+    for number in range(6):
+        append(log, bytes([65 + number]) * 10)
+        ships.ship(flush=True)
+    opened: list[str] = []
+
+    def join(call: str, key: str) -> None:
+        if call == "open":
+            opened.append(key)
+            if len(opened) == 3:
+                ships.finish()
+
+    store.before = join
+    assert read(store) == log.read_bytes()
+    assert sizes(store) == [60]
+
+
+def test_a_chunk_that_is_listed_but_never_found_is_an_error(store: WatchedStore, log: Path) -> None:
+    append(log, b"x")
+    shipper(store, log).ship(flush=True)
+
+    def vanish(call: str, key: str) -> None:
+        if call == "open":
+            raise NotFoundError(key)
+
+    store.before = vanish
+    with pytest.raises(NotFoundError):
+        read(store)
+
+
+Move = tuple[str, int]
+MOVES = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(0, 200)),
+        st.tuples(st.sampled_from(["flush", "ship", "restart", "finish", "read"]), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(moves=MOVES, seed=st.integers(0, 2**32), fault_rate=st.sampled_from([0.0, 0.05, 0.3]))
+def test_whatever_happens_the_reader_gets_the_bytes_of_the_file(
+    moves: list[Move], seed: int, fault_rate: float
+) -> None:
+    chance = random.Random(seed)
+
+    def fault(call: str, key: str) -> None:
+        if chance.random() < fault_rate:
+            raise StoreUnavailableError(f"{call} {key}")
+
+    with TemporaryDirectory() as folder:
+        store = WatchedStore(DirectoryStore(Path(folder) / "store"))
+        log = Path(folder) / "stdout"
+        ships = shipper(store, log)
+        log.touch()
+        for move, size in moves:
+            store.before = store.after = fault
+            try:
+                if move == "append":
+                    append(log, chance.randbytes(size))
+                elif move == "restart":
+                    ships = shipper(store, log)
+                elif move == "finish":
+                    ships.finish()
+                elif move != "read":
+                    ships.ship(flush=move == "flush")
+            except StoreError:
+                pass
+            store.before = store.after = lambda call, key: None
+            seen = read(store)
+            assert log.read_bytes().startswith(seen)
+        written = log.read_bytes()
+        assert shipper(store, log).finish() == {"stdout": len(written)}
+        assert read(store) == written
+        assert all(0 < size <= 64 for size in sizes(store))
+        assert len(sizes(store)) <= len(written) // 64 + 8
