@@ -1,0 +1,76 @@
+# simagent: `make run` shows what it does, `make test` proves it, `make help` lists the rest.
+#
+# Everything goes into .venv and build/. On Debian the one system package that may be missing,
+# python3-venv, is installed by apt (with sudo where needed).
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench venv clean distclean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# A state folder of its own: the run touches no other tasks of this user, whatever the environment.
+run: $(VENV)/ready-to-run ## Run LAMMPS on two MPI ranks, follow it, fetch its outputs
+	@rm -rf build/run && mkdir -p build
+	@env -u SIMAGENT_QUEUE -u SIMAGENT_STORE -u SIMAGENT_CONFIG \
+		PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_STATE_DIR="$(CURDIR)/build/state" \
+		simagent run examples/lammps-melt/task.toml -o build/run
+
+test: $(VENV)/ready-to-develop ## Run all tests, with coverage
+	@PATH="$(CURDIR)/$(BIN):$$PATH" \
+		pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: $(VENV)/ready-to-develop ## Check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/ready-to-develop ## Format the code, mend what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/ready-to-develop ## Measure against the budgets
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m bench
+
+venv: $(VENV)/ready-to-develop ## Set up .venv for development, and nothing else
+
+clean: ## Remove results and caches
+	@rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find agent tests bench examples -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv, too
+	@rm -rf $(VENV)
+
+$(VENV)/ready-to-run: pyproject.toml $(VENV)/created
+	@echo "Installing simagent and what the examples need into $(VENV) ..."
+	@$(PIP) install -e '.[examples]'
+	@touch $@
+
+$(VENV)/ready-to-develop: pyproject.toml $(VENV)/created
+	@echo "Installing simagent, the examples' and the developers' tools into $(VENV) ..."
+	@$(PIP) install -e '.[dev,examples]'
+	@touch $@ $(VENV)/ready-to-run
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "simagent needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
+			"name another, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		command -v apt-get >/dev/null || { \
+			echo "'$(PYTHON)' lacks the venv and ensurepip modules: install them" >&2; exit 1; }; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		echo "Installing $(notdir $(PYTHON))-venv ..."; \
+		$$sudo apt-get update -qq && \
+		$$sudo env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq -y $(notdir $(PYTHON))-venv >/dev/null; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
