@@ -1,0 +1,220 @@
+"""The import rule of the design, read off the source by a parser: nothing is imported to check it.
+
+domain <- ports <- adapters, ledger, transfer, telemetry <- worker, client <- wiring <- cli.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "simagent"
+ROOT = Path(__file__).parents[2] / "agent" / PACKAGE
+
+BASE = frozenset({"domain", "ports"})
+CORE = BASE | {"ledger", "transfer", "telemetry"}
+ADAPTERS = frozenset({"queues", "stores", "runtimes", "launchers", "clouds"})
+
+# What each part of the package may import of the others; "" is the package's own __init__.
+ALLOWED: Mapping[str, frozenset[str]] = {
+    "": frozenset(),
+    "domain": frozenset(),
+    "shim": frozenset(),
+    "ports": frozenset({"domain"}),
+    "queues": BASE,
+    "stores": BASE,
+    "runtimes": BASE | {"shim"},
+    "launchers": BASE,
+    "clouds": BASE,
+    "ledger": BASE,
+    "transfer": BASE,
+    "telemetry": BASE,
+    "worker": CORE,
+    "client": CORE,
+    "config": BASE,
+    "wiring": CORE | ADAPTERS | {"worker", "client", "config"},
+    "cli": CORE | {"worker", "client", "config", "wiring"},
+    "__main__": frozenset({"cli"}),
+}
+
+# The domain is pure: it computes, and leaves reading, writing and waiting to others.
+DOMAIN_MAY_NOT = frozenset(
+    {"asyncio", "http", "io", "logging", "multiprocessing", "os", "psutil", "select", "shutil"}
+    | {"signal", "socket", "sqlite3", "structlog", "subprocess", "sys", "tempfile", "threading"}
+    | {"time", "urllib", "urllib3", "yaml"}
+)
+
+# Heavy or dangerous libraries, and the only parts that may import them.
+ONLY_IN: Mapping[str, frozenset[str]] = {
+    "boto3": frozenset({"queues", "stores", "clouds"}),
+    "botocore": frozenset({"queues", "stores", "clouds"}),
+    "docker": frozenset({"runtimes"}),
+    "mpi4py": frozenset(),  # importing it initialises MPI
+    "typer": frozenset({"cli"}),
+    "rich": frozenset({"cli"}),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: ``module`` in full, ``name`` where it is a `from` import."""
+
+    line: int
+    module: str
+    name: str | None = None
+
+
+def imports(source: str) -> Iterator[Import]:
+    """Yield all imports of a module, wherever they stand in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (Import(node.lineno, module, alias.name) for alias in node.names)
+
+
+def part_of(path: Path) -> str:
+    """Tell which part of the package a file belongs to."""
+    return (
+        ""
+        if path.name == "__init__.py" and len(path.parts) == 1
+        else path.parts[0].removesuffix(".py")
+    )
+
+
+def objection(part: str, found: Import) -> str | None:
+    """Say what is wrong with an import in this part, if anything is."""
+    top, *rest = found.module.split(".")
+    if top == "":
+        return "relative imports hide which part is meant: write the name in full"
+    if top == PACKAGE:
+        other = rest[0] if rest else found.name or ""
+        if other in ALLOWED and other not in ALLOWED[part] | {part, ""}:
+            return f"{part} may not import {other}"
+        return None
+    if part == "shim" and top not in sys.stdlib_module_names:
+        return f"the shim runs without any installed package, and {top} is one"
+    if part == "domain" and top in DOMAIN_MAY_NOT:
+        return f"the domain is pure, and {top} is not"
+    if part == "domain" and top == "pathlib" and not (found.name or "").startswith("Pure"):
+        return "the domain is pure: of pathlib it may import the Pure… classes alone"
+    if top in ONLY_IN and part not in ONLY_IN[top]:
+        return f"{part} may not import {top}"
+    return None
+
+
+def violations(root: Path) -> list[str]:
+    """List what breaks the rule beneath a package's folder, as ``file:line: why``."""
+    found = []
+    for file in sorted(root.rglob("*.py")):
+        path = file.relative_to(root)
+        part = part_of(path)
+        if part not in ALLOWED:
+            found.append(f"{path}:1: {part} is in no layer: name what it may import")
+            continue
+        for imported in imports(file.read_text()):
+            why = objection(part, imported)
+            if why:
+                found.append(f"{path}:{imported.line}: {why}")
+    return found
+
+
+def module_graph(root: Path) -> dict[str, set[str]]:
+    """Map each module to those of the package that it imports."""
+    names = {}
+    for file in root.rglob("*.py"):
+        parts = (PACKAGE, *file.relative_to(root).with_suffix("").parts)
+        names[".".join(parts).removesuffix(".__init__")] = file
+    graph = {}
+    for name, file in names.items():
+        targets = set()
+        for found in imports(file.read_text()):
+            submodule = f"{found.module}.{found.name}"
+            targets.add(submodule if submodule in names else found.module)
+        graph[name] = (targets & names.keys()) - {name}
+    return graph
+
+
+def cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Give the modules that are left when all that import nothing of the rest are taken away."""
+    left = {name: set(targets) for name, targets in graph.items()}
+    while free := {name for name, targets in left.items() if not targets}:
+        left = {name: targets - free for name, targets in left.items() if name not in free}
+    return sorted(left)
+
+
+def write(root: Path, path: str, source: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(source)
+
+
+def test_the_import_rule_holds() -> None:
+    assert violations(ROOT) == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert cycle(module_graph(ROOT)) == []
+
+
+def test_the_check_sees_the_whole_package() -> None:
+    assert "simagent.domain.spec" in module_graph(ROOT)["simagent.ledger"]
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "why"),
+    [
+        ("domain/x.py", "import os", "os"),
+        ("domain/x.py", "from pathlib import Path", "pathlib"),
+        ("domain/x.py", "from simagent.ports.store import Store", "may not import ports"),
+        ("ports/x.py", "from simagent import ledger", "may not import ledger"),
+        ("stores/x.py", "from simagent.queues.sqlite import X", "may not import queues"),
+        ("stores/x.py", "from ..queues import sqlite", "relative"),
+        ("stores/x.py", "import simagent.config", "may not import config"),
+        ("transfer/x.py", "from simagent.stores.directory import X", "may not import stores"),
+        ("telemetry/x.py", "import boto3", "may not import boto3"),
+        ("worker/x.py", "def f():\n    from simagent.stores import X", "may not import stores"),
+        ("worker/x.py", "from mpi4py import MPI", "may not import mpi4py"),
+        ("worker/x.py", "import typer", "may not import typer"),
+        ("client.py", "import simagent.wiring", "may not import wiring"),
+        ("wiring.py", "from simagent.cli import main", "may not import cli"),
+        ("cli/x.py", "from simagent.stores.directory import X", "may not import stores"),
+        ("shim.py", "from simagent import __version__, domain", "may not import domain"),
+        ("shim.py", "import psutil", "installed package"),
+        ("helpers.py", "", "in no layer"),
+    ],
+)
+def test_a_violation_is_named_with_its_place(
+    tmp_path: Path, path: str, source: str, why: str
+) -> None:
+    write(tmp_path, path, source)
+    (line,) = violations(tmp_path)
+    assert line.startswith(f"{path}:")
+    assert why in line
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("__init__.py", "import importlib.metadata"),
+        ("domain/x.py", "from pathlib import PurePosixPath\nfrom simagent.domain import keys"),
+        ("queues/sqs.py", "import boto3\nfrom simagent.ports.queue import Queue"),
+        ("worker/x.py", "from simagent import __version__\nfrom simagent.ledger import Ledger"),
+        ("wiring.py", "from simagent.stores.directory import X"),
+    ],
+)
+def test_what_the_rule_allows_passes(tmp_path: Path, path: str, source: str) -> None:
+    write(tmp_path, path, source)
+    assert violations(tmp_path) == []
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    write(tmp_path, "worker/a.py", "from simagent.worker import b")
+    write(tmp_path, "worker/b.py", "from simagent.worker.c import X")
+    write(tmp_path, "worker/c.py", "import simagent.worker.a")
+    write(tmp_path, "worker/d.py", "import json")
+    names = [f"simagent.worker.{letter}" for letter in "abc"]
+    assert cycle(module_graph(tmp_path)) == names
