@@ -41,8 +41,8 @@ LOCAL_PACE = Pace(first=0.25, followed=0.25, idle=0.25, segment=15.0)
 """For a store on this machine, where a write costs next to nothing."""
 
 
-class _Resource:
-    """Something outside that may fail for a while: warns once, then pauses ever longer."""
+class _Lane:
+    """One kind of work that may fail for a while: warns once, then pauses ever longer."""
 
     def __init__(self, name: str, clock: Clock) -> None:
         self._name = name
@@ -50,19 +50,24 @@ class _Resource:
         self._failures = 0
         self.retry_at = clock.now()
 
-    def use(self, action: Callable[[], object]) -> bool:
+    @property
+    def failing(self) -> bool:
+        """Whether the last try failed."""
+        return self._failures > 0
+
+    def attempt(self, action: Callable[[], object]) -> bool:
         """Do it and tell whether it worked."""
         try:
             action()
         except (StoreError, OSError) as error:
-            if self._failures == 0:
-                _log.warning("telemetry is late", waits_for=self._name, error=str(error))
+            if not self.failing:
+                _log.warning("telemetry is late", late=self._name, error=str(error))
             pause = min(_MAX_PAUSE, 2.0 ** min(self._failures, 10))
             self._failures += 1
             self.retry_at = self._clock.now() + pause * random.uniform(0.5, 1.0)  # noqa: S311
             return False
-        if self._failures:
-            _log.info("telemetry goes on", waited_for=self._name)
+        if self.failing:
+            _log.info("telemetry goes on", late=self._name)
         self._failures = 0
         return True
 
@@ -102,8 +107,9 @@ class TelemetryPump:
         self._pace = pace
         self._wake = Wake()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._disk = _Resource("disk", clock)
-        self._store = _Resource("store", clock)
+        self._sampling = _Lane("samples", clock)
+        self._log_lane = _Lane("logs", clock)
+        self._metrics_lane = _Lane("metrics", clock)
         self._ending: _Ending | None = None
         self._complete = False
         self._flushed: float | None = None
@@ -140,12 +146,16 @@ class TelemetryPump:
         """Do what is due and return the seconds until the next turn."""
         if self._clock.now() >= self._sample_at:
             self._sample_at = self._clock.now() + self._pace.sample
-            self._disk.use(self._take_sample)
-        if self._clock.now() >= self._store.retry_at and self._store.use(self._ship):
-            ship_at = self._clock.now() + self._check_after()
-        else:
-            ship_at = self._store.retry_at
-        return max(0.0, min(self._sample_at, ship_at) - self._clock.now())
+            self._sampling.attempt(self._take_sample)
+        if self._clock.now() >= self._log_lane.retry_at:
+            self._log_lane.attempt(self._ship_logs)
+        if self._clock.now() >= self._segment_due() and self._metrics_lane.attempt(
+            self._metrics.ship
+        ):
+            self._segment_at = self._clock.now() + self._pace.segment
+        now = self._clock.now()
+        logs_at = max(now + self._check_after(), self._log_lane.retry_at)
+        return max(0.0, min(self._sample_at, logs_at, self._segment_due()) - now)
 
     def _run(self) -> None:
         try:
@@ -174,37 +184,40 @@ class TelemetryPump:
         # Where the first flush is due, it waits for the first byte.
         return min(_CHECK_SECONDS, until_flush if until_flush > 0 else self._flush_after())
 
-    def _ship(self) -> None:
+    def _segment_due(self) -> float:
+        return max(self._segment_at, self._metrics_lane.retry_at)
+
+    def _ship_logs(self) -> None:
         now = self._clock.now()
         flush = now >= self._flush_at()
         shipped = self._logs.ship(flush=flush)
         if flush and (shipped or self._flushed is not None):
             self._flushed = now
-        if now >= self._segment_at:
-            self._metrics.ship()
-            self._segment_at = now + self._pace.segment
 
     def _take_sample(self) -> None:
         self._metrics.append(self._sampler.sample())
 
     def _finish(self) -> bool:
-        self._disk.use(self._take_sample)
-        done = False
-        while not done and self._ending is not None:
-            done = self._store.use(self._ship_rest) and not self._logs.behind
-            if done and self._ending.final:
-                done = self._store.use(self._logs.finish)
+        """Ship all until it is done or the deadline has come; tell which."""
+        self._sampling.attempt(self._take_sample)
+        while self._ending is not None:
+            logs = self._log_lane.attempt(self._ship_rest) and not self._logs.behind
+            if logs and self._ending.final:
+                logs = self._log_lane.attempt(self._logs.finish)
+            metrics = self._metrics_lane.attempt(self._ship_samples)
             now = self._clock.now()
-            if not done and now >= self._ending.deadline:
-                break
-            if not done:
-                until = min(self._ending.deadline, self._store.retry_at)
-                self._clock.wait(max(0.0, until - now), self._wake)
-                self._wake.clear()
-        return done
+            if (logs and metrics) or now >= self._ending.deadline:
+                return logs and metrics
+            lane = self._metrics_lane if logs else self._log_lane
+            until = min(self._ending.deadline, lane.retry_at) if lane.failing else now
+            self._clock.wait(max(0.0, until - now), self._wake)
+            self._wake.clear()
+        return False
 
     def _ship_rest(self) -> None:
         """Ship what is left; of a long backlog, a part."""
         self._logs.ship(flush=True)
+
+    def _ship_samples(self) -> None:
         while self._metrics.ship():
             continue

@@ -12,13 +12,9 @@ from simagent.ports.clock import Clock
 
 @dataclass(slots=True)
 class Operation:
-    """An operation under way. ``bytes`` is what it has moved so far; None: it moves none."""
+    """An operation under way. ``bytes`` is what it has moved so far, to be counted up."""
 
-    bytes: int | None = None
-
-    def moved(self, size: int) -> None:
-        """Count ``size`` bytes more."""
-        self.bytes = (self.bytes or 0) + size
+    bytes: int = 0
 
 
 class Timeline:
@@ -46,7 +42,7 @@ class Timeline:
         try:
             yield operation
         finally:
-            self.add(name, self._clock.now() - begin, operation.bytes, started=started)
+            self.add(name, self._clock.now() - begin, operation.bytes or None, started=started)
 
     def add(
         self, name: str, seconds: float, bytes_: int | None = None, *, started: float | None = None
