@@ -27,17 +27,17 @@ _MAX_DEAD_LETTERS = 10_000
 class SqliteQueue:
     """The queue of one group in the database at ``path``. Safe between threads and processes.
 
-    Cheap to make: the database is opened by the first call. Raises ValueError if ``group`` is no
-    valid name.
+    Cheap to make: the database is opened by the first call. A call waits up to ``busy`` seconds
+    for other processes' writes. Raises ValueError if ``group`` is no valid name.
     """
 
-    def __init__(self, path: Path, group: str, clock: Clock) -> None:
+    def __init__(self, path: Path, group: str, clock: Clock, *, busy: float = 5.0) -> None:
         self._group = check_name(group)
         self._clock = clock
         self._bell = path.absolute().with_name(f"{path.name}.bell-{group}")
         # One for each thread that waits. Kept, for closing one takes the kernel some 10 ms.
         self._idle_bells: list[_Bell] = []
-        self._file = SqliteFile(path.absolute(), clock)
+        self._file = SqliteFile(path.absolute(), clock, busy)
 
     def close(self) -> None:
         """Close the files; a later call opens them again."""

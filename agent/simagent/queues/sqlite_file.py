@@ -17,7 +17,6 @@ from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailable
 
 _APPLICATION = 0x73696D71  # "simq"
 _FORMAT = 1
-_BUSY_SECONDS = 5.0
 _LOCK_SECONDS = 10.0
 _LOCK_PAUSE = 0.005
 _TRIES = 3
@@ -56,13 +55,15 @@ Work = Callable[[sqlite3.Connection], T]
 class SqliteFile:
     """One connection to the database at ``path``, shared by the threads of the process.
 
-    It notices when another process has put a new file in the place of a damaged one. `read` and
-    `write` raise `QueueUnavailableError` and `QueueRefusedError`.
+    A call waits up to ``busy`` seconds for another's transaction. It notices when another process
+    has put a new file in the place of a damaged one. `read` and `write` raise
+    `QueueUnavailableError` and `QueueRefusedError`.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, busy: float) -> None:
         self._path = path
         self._clock = clock
+        self._busy = busy
         self._mutex = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
@@ -112,7 +113,7 @@ class SqliteFile:
         with self._locked():
             # One connection serves all threads, one at a time: the mutex sees to it.
             connection = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                self._path, timeout=self._busy, isolation_level=None, check_same_thread=False
             )
             self._connection, self._identity = connection, self._found()
             try:

@@ -165,13 +165,13 @@ class DirectoryStore:
     def _file(self, key: str) -> io.FileIO:
         path = self._path(key)
         with reading(path):
-            file = io.FileIO(os.open(path, _READ_FLAGS), "rb")
+            descriptor = os.open(path, _READ_FLAGS)
             try:
-                _regular(os.fstat(file.fileno()), path)
+                _regular(os.fstat(descriptor), path)
+                return io.FileIO(descriptor, "rb")
             except NotFoundError:
-                file.close()
+                os.close(descriptor)
                 raise
-        return file
 
     def _write(
         self,
