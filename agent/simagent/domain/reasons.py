@@ -29,6 +29,7 @@ class Reason(StrEnum):
     AGENT_TOO_OLD = "agent_too_old", "The task was written by a newer version than the agent's."
     AGENT_ERROR = "agent_error", "The agent failed in a way it has no better name for."
     ORPHANED = "orphaned", "No agent looked after the step for longer than `orphan_limit`."
+    PARTITIONED = "partitioned", "The store was unreachable and the spec says `on_partition: stop`."
     PREEMPTED = "preempted", "The machine was taken away or shut down."
     MAX_PREEMPTIONS = "max_preemptions", "The task was preempted more often than allowed."
     NEVER_QUEUED = "never_queued", "The submission was begun but not completed within its time."

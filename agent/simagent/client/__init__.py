@@ -1,0 +1,7 @@
+"""What people and programs ask for: submit, wait, follow, kill, download, and the rest."""
+
+from simagent.client.client import Client, Listed
+from simagent.client.errors import ClientError, UsageError
+from simagent.client.following import LogPiece
+
+__all__ = ["Client", "ClientError", "Listed", "LogPiece", "UsageError"]

@@ -1,0 +1,219 @@
+"""The client: all that is asked of tasks, as the command line and other programs ask it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from simagent.client.errors import ClientError, UsageError
+from simagent.client.following import Follower, LogPiece
+from simagent.client.submission import Submission
+from simagent.domain import keys, mutations
+from simagent.domain.ids import check_id, new_id
+from simagent.domain.keys import STREAMS, Stream, TaskKeys
+from simagent.domain.mutations import SupersededError
+from simagent.domain.spec import Spec
+from simagent.domain.state import OUTCOMES, State, Status
+from simagent.domain.support import unsupported
+from simagent.ledger import CorruptError, Ledger, TooNewError
+from simagent.ports.clock import Clock
+from simagent.ports.queue import Queue
+from simagent.ports.retry import retrying
+from simagent.ports.store import Body, NotFoundError
+from simagent.transfer.download import download
+from simagent.transfer.inputs import plan_inputs
+
+_PATIENCE = 60.0
+_TOMBSTONE_SECONDS = 30 * 86_400.0
+_COPY_BYTES = 2**20
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A row of the task list. ``spec`` is None where it cannot be read."""
+
+    task: TaskKeys
+    state: State
+    spec: Spec | None
+
+
+class Client:
+    """Works on the tasks of one project. ``open_queue`` gives the queue of a group.
+
+    Methods raise `ClientError`, and `simagent.ports.store.StoreError` where the store did not
+    answer for a minute.
+    """
+
+    def __init__(
+        self, ledger: Ledger, open_queue: Callable[[str], Queue], clock: Clock, *, project: str
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._project = project
+        self._submission = Submission(ledger, open_queue, clock, self._retried)
+
+    def task(self, task_id: str) -> TaskKeys:
+        """Name a task of the client's project. Raises `UsageError`."""
+        try:
+            return TaskKeys(self._project, check_id(task_id))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def submit(
+        self, spec: Spec, *, base: Path, task_id: str | None = None, ring: bool = True
+    ) -> TaskKeys:
+        """Submit a task; inputs without a URL are taken from beneath ``base``.
+
+        With the ``task_id`` of an interrupted submission of the same spec it goes on with that.
+        Without ``ring`` no agent is told: for those who run the task themselves. Raises
+        `UsageError`: nothing was written then.
+        """
+        refusals = list(unsupported(spec))
+        if refusals:
+            raise UsageError("\n".join(refusals))
+        try:
+            stored, bodies = plan_inputs(spec, base)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        task = TaskKeys(spec.project, self._id(task_id))
+        self._submission.submit(task, stored, bodies, ring=ring)
+        return task
+
+    def retry(self, task: TaskKeys) -> TaskKeys:
+        """Submit an ended task once more: a new task with the same spec and inputs."""
+        if self.state(task).status not in OUTCOMES:
+            raise ClientError(f"task {task.id} has not ended: wait for it, or kill it first")
+        spec = self.spec(task)
+        uploaded = [int(i.source.rpartition("/")[2]) for i in spec.inputs if i.scheme == "upload"]
+        bodies: dict[int, Body] = {n: partial(self._read, task.input(n)) for n in uploaded}
+        again = TaskKeys(task.project, self._id(None))
+        self._submission.submit(again, spec, bodies, retry_of=task.id)
+        return again
+
+    def state(self, task: TaskKeys) -> State:
+        """Read a task's state."""
+        return self._found(task, lambda: self._ledger.state(task))
+
+    def spec(self, task: TaskKeys) -> Spec:
+        """Read a task's spec."""
+        return self._found(task, lambda: self._ledger.spec(task))
+
+    def wait(self, task: TaskKeys) -> State:
+        """Wait for a task's end and give its last state."""
+        *_, last = self.states(task)
+        return last
+
+    def states(self, task: TaskKeys) -> Iterator[State]:
+        """Yield a task's state now and whenever it has changed, up to the terminal one."""
+        self.state(task)
+        return Follower(self._ledger, self._clock, self._retried, task).states()
+
+    def logs(
+        self, task: TaskKeys, streams: Sequence[Stream] = STREAMS, *, follow: bool = False
+    ) -> Iterator[LogPiece]:
+        """Yield a task's logs, with ``follow`` up to its end."""
+        self.state(task)
+        return Follower(self._ledger, self._clock, self._retried, task).logs(streams, follow=follow)
+
+    def kill(self, task: TaskKeys, *, by: str, grace: float | None = None) -> State:
+        """Ask for a task's end; give the state as it is then, which is terminal if it had ended.
+
+        ``grace`` is the seconds between SIGTERM and SIGKILL; None takes the spec's.
+        """
+        at = self._clock.wall()
+        wish = partial(mutations.kill, by=by, at=at, grace=grace)
+        state = self._found(task, lambda: self._ledger.change(task, wish))
+        if state.terminal:
+            self._remove_marker(task)
+        return state
+
+    def list(self) -> Iterator[Listed]:
+        """Walk the project's tasks, newest first."""
+        for entry in self._ledger.store.scan(keys.index_prefix(self._project)):
+            task = TaskKeys(self._project, keys.index_task(entry.key))
+            try:
+                state = self._ledger.state(task)
+            except (NotFoundError, CorruptError, TooNewError):
+                continue
+            try:
+                spec = self._ledger.spec(task)
+            except (CorruptError, TooNewError):
+                spec = None
+            yield Listed(task, state, spec)
+
+    def download(
+        self,
+        task: TaskKeys,
+        patterns: Sequence[str],
+        target: Path,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Sequence[Path]:
+        """Fetch the outputs that match a pattern (all without one) into a folder.
+
+        ``on_progress`` is told the bytes done and the bytes in all.
+        """
+        state = self.state(task)
+        if state.output is None:
+            hint = "they come with its end" if not state.terminal else "it published none"
+            raise ClientError(f"task {task.id} is {state.status} and has no outputs: {hint}")
+        return download(self._ledger.store, state.output, patterns, target, on_progress)
+
+    def delete(self, task: TaskKeys) -> None:
+        """Remove an ended task and all that belongs to it; a tombstone is kept for 30 days."""
+        at = self._clock.wall()
+        try:
+            self._found(task, lambda: self._ledger.change(task, partial(mutations.delete, at=at)))
+        except SupersededError as error:
+            raise ClientError(f"task {task.id}: {error}: kill it first") from None
+        self._remove_marker(task)
+        store = self._ledger.store
+        for entry in list(store.scan(task.root)):
+            if entry.key != task.state:
+                self._retried(partial(store.delete, entry.key))
+
+    def prune(self, *, older_than: float) -> Iterator[TaskKeys]:
+        """Delete the tasks that ended more than ``older_than`` seconds ago; yield each."""
+        now = self._clock.wall()
+        for row in list(self.list()):
+            ended = row.state.ended_at or now
+            if row.state.status is Status.DELETED:
+                if now - ended > _TOMBSTONE_SECONDS:
+                    self._bury(row)
+            elif row.state.terminal and now - ended > older_than:
+                self.delete(row.task)
+                yield row.task
+
+    def _bury(self, row: Listed) -> None:
+        entry = keys.index_entry(row.task.project, row.task.id, row.state.submitted_at)
+        self._retried(lambda: self._ledger.store.delete(row.task.state))
+        self._retried(lambda: self._ledger.store.delete(entry))
+
+    def _remove_marker(self, task: TaskKeys) -> None:
+        try:
+            group = self._ledger.spec(task).group
+        except (CorruptError, TooNewError, NotFoundError):
+            return  # the sweep removes it
+        self._retried(lambda: self._ledger.remove_marker(group, task))
+
+    def _id(self, task_id: str | None) -> str:
+        return self.task(task_id).id if task_id else new_id(self._clock.wall())
+
+    def _read(self, key: str) -> Iterator[bytes]:
+        with self._ledger.store.open(key) as body:
+            while data := body.read(_COPY_BYTES):
+                yield data
+
+    def _found(self, task: TaskKeys, call: Callable[[], _T]) -> _T:
+        try:
+            return self._retried(call)
+        except NotFoundError:
+            raise ClientError(
+                f"no task {task.id} in project {task.project}: `simagent list` shows them"
+            ) from None
+        except (CorruptError, TooNewError) as error:
+            raise ClientError(str(error)) from None
+
+    def _retried(self, call: Callable[[], _T]) -> _T:
+        return retrying(call, clock=self._clock, deadline=self._clock.now() + _PATIENCE)

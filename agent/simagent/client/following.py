@@ -1,0 +1,83 @@
+"""Waiting for tasks and following their logs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from simagent.domain.keys import STREAMS, Stream, TaskKeys
+from simagent.domain.state import State
+from simagent.ledger import Ledger
+from simagent.ports.clock import Clock
+from simagent.ports.retry import Retry
+from simagent.telemetry.log_reader import read_log
+
+_FIRST_POLL, _LONGEST_POLL = 0.02, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class LogPiece:
+    """Some bytes of a task's log, in order within their stream and attempt."""
+
+    epoch: int
+    stream: Stream
+    data: bytes
+
+
+class Follower:
+    """Watches one task. ``retry`` repeats store calls."""
+
+    def __init__(self, ledger: Ledger, clock: Clock, retry: Retry, task: TaskKeys) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._retry = retry
+        self._task = task
+        self._poll = _FIRST_POLL
+
+    def states(self) -> Iterator[State]:
+        """Yield the state now and whenever it has changed, up to the terminal one."""
+        shown = ""
+        while True:
+            state = self._state()
+            if state.write_id != shown or not shown:
+                shown = state.write_id
+                self._poll = _FIRST_POLL
+                yield state
+            if state.terminal:
+                return
+            self._pause()
+
+    def logs(
+        self, streams: Sequence[Stream] = STREAMS, *, follow: bool = True
+    ) -> Iterator[LogPiece]:
+        """Yield the logs as they come, up to the end of the task.
+
+        When another attempt begins, its logs follow from their start. Without ``follow`` it ends
+        where the logs end now.
+        """
+        epoch = 0
+        positions: dict[Stream, int] = {}
+        while True:
+            state = self._state()
+            if state.epoch != epoch:
+                epoch, positions = state.epoch, dict.fromkeys(streams, 0)
+            progress = False
+            ended = state.terminal or not follow
+            for stream, start in positions.items():
+                for data in self._read(epoch, stream, start, final=ended):
+                    positions[stream] += len(data)
+                    progress = True
+                    yield LogPiece(epoch, stream, data)
+            if ended:
+                return
+            self._poll = _FIRST_POLL if progress else self._poll
+            self._pause()
+
+    def _read(self, epoch: int, stream: Stream, start: int, *, final: bool) -> Iterator[bytes]:
+        keys = self._task.attempt(epoch)
+        return read_log(self._ledger.store, keys, stream, start=start, final=final)
+
+    def _state(self) -> State:
+        return self._retry(lambda: self._ledger.state(self._task))
+
+    def _pause(self) -> None:
+        self._clock.wait(self._poll)
+        self._poll = min(_LONGEST_POLL, self._poll * 1.5)

@@ -1,0 +1,82 @@
+"""SUBMIT: write a task down, so that every step may be repeated after a crash."""
+
+import getpass
+import socket
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from simagent.client.errors import UsageError
+from simagent.domain import bell, keys, mutations
+from simagent.domain.keys import TaskKeys
+from simagent.domain.mutations import SupersededError
+from simagent.domain.spec import Spec
+from simagent.domain.state import State, Status
+from simagent.ledger import Ledger
+from simagent.ports.clock import Clock
+from simagent.ports.queue import Queue, QueueError
+from simagent.ports.retry import Retry
+from simagent.ports.store import Body
+
+log = structlog.get_logger()
+
+
+class Submission:
+    """Submits tasks. ``open_queue`` gives the queue of a group, ``retry`` repeats store calls."""
+
+    def __init__(
+        self, ledger: Ledger, open_queue: Callable[[str], Queue], clock: Clock, retry: Retry
+    ) -> None:
+        self._ledger = ledger
+        self._open_queue = open_queue
+        self._clock = clock
+        self._retry = retry
+
+    def submit(
+        self,
+        task: TaskKeys,
+        spec: Spec,
+        bodies: dict[int, Body],
+        *,
+        ring: bool = True,
+        retry_of: str | None = None,
+    ) -> State:
+        """Submit, or go on with an interrupted submission of the same spec.
+
+        Raises `UsageError` where the id is taken by another spec, and StoreError.
+        """
+        self._retry(lambda: self._ledger.open_marker(spec.group, task))
+        try:
+            digest = self._retry(lambda: self._ledger.create_spec(task, spec))
+        except SupersededError as error:
+            raise UsageError(f"{error}: use another --id") from None
+        first = State(
+            status=Status.SUBMITTED,
+            submitted_by=f"{getpass.getuser()}@{socket.gethostname()}",
+            submitted_at=self._clock.wall(),
+            retry_of=retry_of,
+            spec_sha256=digest,
+        )
+        state = self._retry(lambda: self._ledger.create_state(task, first))
+        entry = keys.index_entry(task.project, task.id, state.submitted_at)
+        self._retry(lambda: self._ledger.store.put(entry, b""))
+        if state.status is Status.SUBMITTED:
+            state = self._complete(task, spec.group, bodies, ring=ring)
+        return state
+
+    def _complete(
+        self, task: TaskKeys, group: str, bodies: dict[int, Body], *, ring: bool
+    ) -> State:
+        for number, body in bodies.items():
+            self._retry(partial(self._ledger.store.upload, task.input(number), body))
+        bell_at = self._clock.wall()
+        state = self._retry(
+            lambda: self._ledger.change(task, partial(mutations.mark_queued, bell_at=bell_at))
+        )
+        if ring:
+            try:
+                self._open_queue(group).send(bell.encode(task))
+            except QueueError as error:
+                log.warning("no bell rung; the sweep will", task=task.id, error=str(error))
+        return state

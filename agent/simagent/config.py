@@ -1,0 +1,147 @@
+"""The configuration: each field declared once, from flag > SIMAGENT_* > agent.toml > default."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from simagent.domain.ids import check_name
+from simagent.domain.quantities import Bytes, Seconds
+from simagent.domain.spec import Name
+from simagent.domain.times import Times
+
+SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; the message names the field and the fix, one line each."""
+
+
+def default_state_dir() -> Path:
+    """Tell where everything lands without configuration."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/simagent")
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "simagent"
+
+
+def _check_queue(value: str) -> str:
+    return _check_url(value, "sqlite", "sqlite:///PATH")
+
+
+def _check_store(value: str) -> str:
+    return _check_url(value, "file", "file:///DIR")
+
+
+def _check_url(value: str, scheme: str, example: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != scheme:
+        raise ValueError(f"{value!r} is not supported: use {example}")
+    if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+        raise ValueError(f"{value!r} has no absolute path: use {example}, with three slashes")
+    return value
+
+
+class Config(BaseSettings):
+    """Everything that can be set, for the agent and for its clients."""
+
+    model_config = SettingsConfigDict(env_prefix="SIMAGENT_", frozen=True, extra="forbid")
+
+    state_dir: Path = Field(
+        default_factory=default_state_dir, description="Where the agent keeps its own files."
+    )
+    queue: Annotated[str, AfterValidator(_check_queue)] | None = Field(
+        None, description="Task queue; default: a SQLite file in the state folder."
+    )
+    store: Annotated[str, AfterValidator(_check_store)] | None = Field(
+        None, description="Object store; default: a folder in the state folder."
+    )
+    group: Name = Field("default", description="Machine group whose tasks the agent takes.")
+    project: Name = Field("default", description="Project of tasks that name none.")
+    agent: Annotated[str, AfterValidator(check_name)] | None = Field(
+        None, description="Name of this agent; default: made once, and kept in the state folder."
+    )
+    allow_process: bool = Field(
+        True, description="Run commands of tasks as programs of this machine."
+    )
+    pass_env: tuple[str, ...] = Field(
+        ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"),
+        description="Variables of the agent's environment that commands get to see.",
+    )
+    mpirun: str = Field("mpirun", description="Program that starts MPI ranks.")
+    pack_threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="Threads that compress outputs; 0: one for each core."
+    )
+    orphan_limit: Seconds = Field(
+        1800.0, description="Seconds a command may run on without any agent."
+    )
+    sample_every: Annotated[Seconds, Field(gt=0)] = Field(
+        5.0, description="Seconds between two samples of the metrics."
+    )
+    max_input_bytes: Bytes = Field(
+        100 * 2**30, description="Bytes an input may have when it is unpacked."
+    )
+    max_input_files: int = Field(1_000_000, description="Files an input may have.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What the agent's own log tells."
+    )
+    log_format: Literal["auto", "json", "pretty"] = Field(
+        "auto", description="Form of the agent's own log; auto: pretty on a terminal."
+    )
+    times: Times = Field(Times(), description="The protocol's times; the same in a whole group.")
+
+    @property
+    def queue_url(self) -> str:
+        """The queue, also where none was named."""
+        return self.queue or f"sqlite://{self.state_dir.absolute()}/queue.db"
+
+    @property
+    def store_url(self) -> str:
+        """The store, also where none was named."""
+        return self.store or f"file://{self.state_dir.absolute()}/store"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources; agent.toml comes last."""
+        del dotenv_settings, file_secret_settings
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, settings_cls.model_config.get("toml_file")),
+        )
+
+
+def load_config(path: Path | None = None, **flags: Any) -> Config:
+    """Read the configuration; ``flags`` that are None do not count. Raises `ConfigError`."""
+    if path is not None and not path.is_file():
+        raise ConfigError(f"--config: {path} does not exist")
+    chosen = path or (SYSTEM_CONFIG if os.geteuid() == 0 and SYSTEM_CONFIG.is_file() else None)
+
+    class FromFile(Config):
+        model_config = SettingsConfigDict(toml_file=chosen)
+
+    try:
+        return FromFile(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            name = ".".join(str(part) for part in detail["loc"])
+            lines.append(f"{name}: {detail['msg'].removeprefix('Value error, ')}")
+        raise ConfigError("\n".join(lines)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{chosen}: {error}") from None

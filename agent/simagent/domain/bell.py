@@ -1,0 +1,29 @@
+"""The body of a queue message: it only says that a task may want an agent."""
+
+import json
+
+from simagent.domain.ids import check_id, check_name
+from simagent.domain.keys import TaskKeys
+
+FORMAT = 1
+
+
+def encode(task: TaskKeys) -> str:
+    """Make the message about a task."""
+    return json.dumps({"format": FORMAT, "project": task.project, "task": task.id})
+
+
+def parse(body: str) -> TaskKeys:
+    """Read a message. Raises ValueError that says what is wrong with it."""
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        raise ValueError("the message is not JSON") from None
+    if not isinstance(fields, dict):
+        raise ValueError("the message is not a JSON object")
+    try:
+        return TaskKeys(check_name(fields["project"]), check_id(fields["task"]))
+    except KeyError as error:
+        raise ValueError(f"the message lacks {error.args[0]!r}") from None
+    except TypeError:
+        raise ValueError("project and task have to be strings") from None

@@ -1,0 +1,92 @@
+"""The only place that makes engines from the configuration."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from simagent.client import Client
+from simagent.config import Config
+from simagent.domain.keys import TaskKeys
+from simagent.ledger import Ledger
+from simagent.ports.clock import SystemClock
+from simagent.ports.launcher import Launcher
+from simagent.ports.queue import Queue
+from simagent.ports.runtime import Runtime
+from simagent.ports.store import Store
+from simagent.worker.loop import Agent
+
+
+def open_store(config: Config) -> Store:
+    """Make the store. Raises `simagent.ports.store.StoreRefusedError`."""
+    from simagent.stores.directory import DirectoryStore
+
+    return DirectoryStore(_path(config.store_url))
+
+
+def open_queue(config: Config, group: str) -> Queue:
+    """Make the queue of a group."""
+    from simagent.queues.sqlite import SqliteQueue
+
+    return SqliteQueue(_path(config.queue_url), group, SystemClock())
+
+
+def queues(config: Config) -> Callable[[str], Queue]:
+    """Give what opens the queue of a group, once each."""
+    opened: dict[str, Queue] = {}
+
+    def open_once(group: str) -> Queue:
+        if group not in opened:
+            opened[group] = open_queue(config, group)
+        return opened[group]
+
+    return open_once
+
+
+def open_client(config: Config) -> Client:
+    """Make a client."""
+    return Client(Ledger(open_store(config)), queues(config), SystemClock(), project=config.project)
+
+
+def open_launcher(config: Config) -> Launcher | None:
+    """Make the launcher of MPI ranks; None where this machine has none."""
+    from simagent.launchers.hydra import HydraLauncher, detect
+
+    return HydraLauncher(config.mpirun) if detect(config.mpirun) else None
+
+
+def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | None = None) -> Agent:
+    """Make the agent of this machine, on a state folder that is already held for it."""
+    from simagent.runtimes.process import ProcessRuntime
+    from simagent.telemetry.pump import LOCAL_PACE
+    from simagent.transfer.unpack import Limits
+    from simagent.worker.context import Context, Settings
+    from simagent.worker.identity import identify
+    from simagent.worker.journal import Journals
+
+    runtimes: dict[str, Runtime] = {"process": ProcessRuntime()} if config.allow_process else {}
+    settings = Settings(
+        group=config.group,
+        pass_env=config.pass_env,
+        orphan_limit=config.orphan_limit,
+        pack_threads=config.pack_threads or len(os.sched_getaffinity(0)),
+        pace=LOCAL_PACE,
+        inputs=Limits(max_bytes=config.max_input_bytes, max_files=config.max_input_files),
+    )
+    ctx = Context(
+        ledger=Ledger(open_store(config)),
+        lease_ledger=Ledger(open_store(config)),
+        queue=open_queue(config, config.group),
+        clock=SystemClock(),
+        times=config.times,
+        identity=identify(config.state_dir, config.agent),
+        journals=Journals(config.state_dir),
+        runtimes=runtimes,
+        launcher=open_launcher(config),
+        settings=settings,
+    )
+    return Agent(ctx, until_empty=until_empty, only=only)
+
+
+def _path(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))

@@ -1,0 +1,87 @@
+"""CLAIM: take a task, written down before it is done."""
+
+import structlog
+
+from simagent.domain import mutations
+from simagent.domain.events import Event
+from simagent.domain.keys import TaskKeys
+from simagent.domain.mutations import SupersededError
+from simagent.domain.state import Attempt, Holder, State
+from simagent.ports.store import NotFoundError, StoreError
+from simagent.worker.context import Context
+from simagent.worker.journal import Entry, Journal
+from simagent.worker.receive import Claim
+
+log = structlog.get_logger()
+
+
+class ClaimUnknownError(StoreError):
+    """The claim may or may not have been applied: `settle_intent` of its journal finds out."""
+
+    def __init__(self, journal: Journal, message: str) -> None:
+        super().__init__(message)
+        self.journal = journal
+
+
+def claim(
+    ctx: Context, task: TaskKeys, verdict: Claim, receipt: str | None
+) -> tuple[Journal, State] | None:
+    """Take the task as it was judged; None where another was faster.
+
+    Raises `ClaimUnknownError` where the store does not tell; and OSError where nothing can be
+    written down: nothing was claimed then.
+    """
+    identity = ctx.identity
+    judged = verdict.state.judged
+    me = Holder(
+        agent=identity.agent, incarnation=identity.incarnation, epoch=verdict.state.epoch + 1
+    )
+    attempt = Attempt(
+        epoch=me.epoch,
+        agent=identity.agent,
+        version=identity.version,
+        machine=dict(identity.machine),
+        started=ctx.clock.wall(),
+    )
+    journal = ctx.journals.create(
+        Entry(
+            project=task.project,
+            task=task.id,
+            group=verdict.spec.group,
+            epoch=me.epoch,
+            agent=me.agent,
+            incarnation=me.incarnation,
+            boot_id=identity.boot_id,
+            receipt=receipt,
+            attempt=attempt,
+        )
+    )
+    try:
+        state = ctx.ledger.change(
+            task, lambda s: mutations.claim(s, judged=judged, me=me, attempt=attempt)
+        )
+    except (SupersededError, NotFoundError):
+        journal.remove()
+        return None
+    except StoreError as error:
+        raise ClaimUnknownError(journal, str(error)) from error
+    log.info(Event.TASK_CLAIMED, task=task.id, epoch=me.epoch, lost=verdict.lost)
+    return journal, state
+
+
+def settle_intent(ctx: Context, journal: Journal) -> State | None:
+    """Find out whether a claim was applied, and go on as its holder or drop it (None).
+
+    Raises StoreError while that cannot be known.
+    """
+    entry = journal.entry
+    me = entry.holder.model_copy(update={"incarnation": ctx.identity.incarnation})
+    try:
+        state = ctx.ledger.change(
+            entry.keys, lambda s: mutations.adopt(s, me=me, before=entry.incarnation)
+        )
+    except (SupersededError, NotFoundError):
+        return None
+    if entry.incarnation != me.incarnation:
+        journal.write(incarnation=me.incarnation)
+    return state

@@ -1,0 +1,61 @@
+"""What the worker's operations work with: made once by the wiring, handed down, never changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from simagent.domain.times import Times
+from simagent.ledger import Ledger
+from simagent.ports.clock import Clock
+from simagent.ports.launcher import Launcher
+from simagent.ports.queue import Queue
+from simagent.ports.runtime import Runtime
+from simagent.telemetry.pump import LOCAL_PACE, Pace
+from simagent.transfer.unpack import Limits
+from simagent.worker.journal import Journals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this agent is: the same ``agent`` after every restart, a new ``incarnation`` each."""
+
+    agent: str
+    incarnation: str
+    boot_id: str
+    version: str
+    machine: Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How attempts are run. Times in seconds."""
+
+    group: str = "default"
+    pass_env: tuple[str, ...] = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ")
+    orphan_limit: float = 1800.0
+    pack_threads: int = 1
+    allow_file_inputs: bool = True
+    look_every: float = 0.5
+    """Between two looks for a kill or a follower: cheap on a directory, a request on S3."""
+    pace: Pace = LOCAL_PACE
+    inputs: Limits = field(default_factory=Limits)
+    stop_within: float = 8.0
+    """Time the attempts get to flush when the agent detaches."""
+    give_back_within: float = 90.0
+    """Time the attempts get to stop their steps and give their tasks back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The agent's engines, clock, identity and settings."""
+
+    ledger: Ledger
+    lease_ledger: Ledger
+    """The lease's own client, with short timeouts, so that it never waits behind other work."""
+    queue: Queue
+    clock: Clock
+    times: Times
+    identity: Identity
+    journals: Journals
+    runtimes: Mapping[str, Runtime]
+    launcher: Launcher | None = None
+    settings: Settings = field(default_factory=Settings)

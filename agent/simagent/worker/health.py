@@ -1,0 +1,53 @@
+"""Whether an engine answers: says so once when it stops and once when it is back."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from simagent.domain.events import Event
+from simagent.ports.clock import Clock
+
+_LONGEST_PAUSE = 30.0
+
+log = structlog.get_logger()
+
+
+class Health:
+    """The health of one engine, as the main loop sees it. Failures pause its use ever longer."""
+
+    def __init__(self, clock: Clock, *, lost: Event, back: Event) -> None:
+        self._clock = clock
+        self._lost = lost
+        self._back = back
+        self._failures = 0
+        self._since = 0.0
+        self._until = 0.0
+
+    @property
+    def pause_left(self) -> float:
+        """Seconds until it is to be used again."""
+        return max(0.0, self._until - self._clock.now())
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is to be left alone for now."""
+        return self._failures > 0 and self.pause_left > 0.0
+
+    @contextmanager
+    def watch(self, kind: type[Exception]) -> Iterator[None]:
+        """Take an exception of this kind for an outage, the end of the block for health."""
+        try:
+            yield
+        except kind as error:
+            if self._failures == 0:
+                self._since = self._clock.now()
+                log.warning(self._lost, error=str(error))
+            pause = min(_LONGEST_PAUSE, 2.0 ** min(self._failures, 10))
+            self._failures += 1
+            self._until = self._clock.now() + pause * random.uniform(0.5, 1.0)  # noqa: S311
+            return
+        if self._failures:
+            log.info(self._back, seconds=round(self._clock.now() - self._since, 1))
+            self._failures = 0

@@ -1,0 +1,171 @@
+"""The journal: what this agent wrote down about each attempt before it acted.
+
+One folder an attempt under ``attempts/``; its ``journal.json`` is replaced atomically and synced.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from simagent.domain.events import Event
+from simagent.domain.keys import TaskKeys
+from simagent.domain.reasons import Reason
+from simagent.domain.state import Attempt, Holder, Record, Status
+
+FORMAT = 1
+_NAME = "journal.json"
+
+log = structlog.get_logger()
+
+
+class Entry(Record):
+    """What the journal of one attempt says.
+
+    It is begun before the claim is written to the store, so whether the claim was applied is
+    only told by the task's state. Once ``outcome`` is set, the steps are over.
+    """
+
+    format: int = FORMAT
+    project: str
+    task: str
+    group: str
+    epoch: int
+    agent: str
+    incarnation: str
+    receipt: str | None = None
+    boot_id: str
+    steps_started: float | None = None
+    """Boot time at which the first step was about to start; the time limit counts from here."""
+    prepared: bool = False
+    """The inputs are laid and the snapshot of them is taken."""
+    attempt: Attempt
+    outcome: Status | None = None
+    reason: Reason | None = None
+
+    @property
+    def keys(self) -> TaskKeys:
+        """Where the task lies in the store."""
+        return TaskKeys(self.project, self.task)
+
+    @property
+    def holder(self) -> Holder:
+        """Who holds the task, by this journal."""
+        return Holder(agent=self.agent, incarnation=self.incarnation, epoch=self.epoch)
+
+
+class Journal:
+    """The folder of one attempt, and what is written down about it."""
+
+    def __init__(self, folder: Path, entry: Entry) -> None:
+        self.folder = folder
+        self.entry = entry
+
+    @property
+    def steps(self) -> Path:
+        """Where the runtime keeps its records."""
+        return self.folder / "steps"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where inputs are laid and commands start."""
+        return self.folder / "work" / "output" / "artifacts"
+
+    @property
+    def logs(self) -> Path:
+        """Where the steps' standard output and error are."""
+        return self.folder / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """The samples, one JSON object a line."""
+        return self.folder / "metrics.jsonl"
+
+    def write(self, **changes: object) -> None:
+        """Change the entry, durably. Raises OSError; the entry is unchanged then."""
+        entry = self.entry.with_(**changes)
+        _write_durably(self.folder / _NAME, entry.model_dump_json(indent=1).encode())
+        self.entry = entry
+
+    def remove(self) -> None:
+        """Forget the attempt: the journal first, then everything else of it."""
+        (self.folder / _NAME).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Journals:
+    """All attempts of this agent."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._root = state_dir / "attempts"
+        self._aside = state_dir / "set-aside"
+        self._root.mkdir(parents=True, exist_ok=True)
+
+    def create(self, entry: Entry) -> Journal:
+        """Begin the journal of an attempt, durably. Raises OSError."""
+        folder = self._root / f"{entry.task}.{entry.epoch}"
+        if folder.exists():  # an earlier incarnation's intent that was never applied
+            shutil.rmtree(folder)
+        folder.mkdir(mode=0o755)
+        journal = Journal(folder, entry)
+        journal.write()
+        _sync_folder(self._root)
+        return journal
+
+    def all(self) -> Iterator[Journal]:
+        """Read every journal; set aside what cannot be read, remove what has none."""
+        for folder in sorted(self._root.iterdir()):
+            path = folder / _NAME
+            try:
+                entry = Entry.model_validate(json.loads(path.read_bytes()))
+                if entry.format > FORMAT:
+                    raise ValueError(f"written in format {entry.format}, by a newer version")
+            except FileNotFoundError:
+                shutil.rmtree(folder, ignore_errors=True)
+            except (OSError, ValueError, ValidationError) as error:
+                self.set_aside(folder, str(error).splitlines()[0])
+            else:
+                yield Journal(folder, entry)
+
+    def set_aside(self, folder: Path, why: str) -> None:
+        """Move an attempt's folder out of the way, for people to look at."""
+        self._aside.mkdir(exist_ok=True)
+        target = self._aside / folder.name
+        suffix = 0
+        while target.exists():
+            suffix += 1
+            target = self._aside / f"{folder.name}.{suffix}"
+        folder.rename(target)
+        os.utime(target)  # its age counts from now
+        log.warning(Event.JOURNAL_SET_ASIDE, path=str(target), error=why)
+
+    def expire(self, *, before: float) -> None:
+        """Remove what was set aside before a Unix time."""
+        if not self._aside.exists():
+            return
+        for folder in self._aside.iterdir():
+            if folder.lstat().st_mtime < before:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.chmod(0o600)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,93 @@
+"""RENEW: the thread that shows that the holder lives. Nothing else runs on it."""
+
+from collections.abc import Callable
+
+import structlog
+
+from simagent.domain import mutations
+from simagent.domain.events import Event
+from simagent.domain.keys import TaskKeys
+from simagent.domain.mutations import SupersededError
+from simagent.domain.state import Attempt, Holder, State
+from simagent.domain.times import Times
+from simagent.ledger import CorruptError, Ledger, TooNewError
+from simagent.ports.clock import Clock, Wake
+from simagent.ports.store import NotFoundError, StoreError
+from simagent.worker.orders import LeaseLost, Orders, Partitioned
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """Renews one attempt's lease until it is stopped or lost."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        times: Times,
+        *,
+        task: TaskKeys,
+        me: Holder,
+        beat: int,
+        orders: Orders,
+        progress: Callable[[], Attempt],
+        stop_on_partition: bool,
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._times = times
+        self._task = task
+        self._me = me
+        self._beat = beat
+        self._orders = orders
+        self._progress = progress
+        self._stop_on_partition = stop_on_partition
+        self._renewed = clock.now()
+        self._stop = Wake()
+        self._quiet = False
+
+    def run(self) -> None:
+        """Renew until `stop`, or until another is proven to hold the task."""
+        wait = self._times.renew_every
+        while not self._clock.wait(wait, self._stop):
+            try:
+                self.renew()
+            except (SupersededError, NotFoundError) as error:
+                if not self._quiet:
+                    self._orders.interrupt(LeaseLost(str(error)))
+                return
+            except (StoreError, CorruptError, TooNewError) as error:
+                self._late(error)
+                wait = self._times.renew_retry
+            else:
+                wait = self._times.renew_every
+
+    def renew(self) -> State:
+        """Renew once. Raises StoreError, and `SupersededError` where the lease is lost."""
+        beat = self._beat + 1
+        attempt = self._progress()
+        state = self._ledger.change(
+            self._task, lambda s: mutations.renew(s, me=self._me, beat=beat, attempt=attempt)
+        )
+        self._beat = beat
+        self._renewed = self._clock.now()
+        if state.kill is not None:
+            self._orders.ask_kill(state.kill)
+        return state
+
+    def end_quietly(self) -> None:
+        """Renew on, but do not take the task's own end for a loss."""
+        self._quiet = True
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+
+    def _late(self, error: Exception) -> None:
+        # Expiry only permits others to claim; without proof that one did, the run goes on.
+        silent = self._clock.now() - self._renewed
+        if silent >= self._times.lease_ttl:
+            log.warning(Event.LEASE_LATE, task=self._task.id, seconds=silent, error=str(error))
+            if self._stop_on_partition:
+                self._orders.interrupt(Partitioned(f"the store was not reached for {silent:.0f} s"))

@@ -1,0 +1,226 @@
+"""The agent's main loop: recovers, receives bells, starts attempts, keeps house."""
+
+import threading
+from dataclasses import dataclass
+
+import structlog
+
+from simagent.domain.events import Event
+from simagent.domain.keys import TaskKeys
+from simagent.domain.spec import Spec
+from simagent.domain.state import State, Status
+from simagent.ports.clock import Wake
+from simagent.ports.queue import QueueError
+from simagent.ports.store import StoreError
+from simagent.worker.attempt import AttemptRun
+from simagent.worker.context import Context
+from simagent.worker.health import Health
+from simagent.worker.journal import Journal
+from simagent.worker.notify import Notifier
+from simagent.worker.orders import Detached, Interrupted
+from simagent.worker.receive import Judge
+from simagent.worker.reception import Reception
+from simagent.worker.recovery import recover
+from simagent.worker.sweep import Sweeper
+from simagent.worker.threads import Threads
+
+_BATCH = 200
+_TICK = 10.0
+_EMPTY_WAIT = 0.2
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Running:
+    run: AttemptRun
+    thread: threading.Thread
+
+
+class Agent:
+    """One agent: takes tasks of its group, a few at a time, until it is told to stop."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        *,
+        slots: int = 1,
+        until_empty: bool = False,
+        only: TaskKeys | None = None,
+    ) -> None:
+        self._ctx = ctx
+        self._slots = slots
+        self._until_empty = until_empty
+        self._only = only
+        self.wake = Wake()
+        self._draining = False
+        self._order: Interrupted | None = None
+        self._threads = Threads(self.wake)
+        self._running: list[_Running] = []
+        self._unsettled = list(ctx.journals.all())
+        self._judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
+        self._reception = Reception(ctx, self._judge, self._start, self._unsettled.append)
+        self._sweeper = Sweeper(
+            ctx.ledger, ctx.queue, ctx.clock, ctx.times, self._judge, group=ctx.settings.group
+        )
+        self._store = Health(ctx.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK)
+        self._queue = Health(ctx.clock, lost=Event.QUEUE_LOST, back=Event.QUEUE_BACK)
+        self._notifier = Notifier()
+
+    # --- Asked for from outside, also by signal handlers --------------------------------------
+
+    def drain(self) -> None:
+        """Take no more tasks; `run` returns when those that run have ended."""
+        self._draining = True
+        self.wake.set()
+
+    def interrupt(self, order: Interrupted) -> None:
+        """Take no more tasks and end the running attempts as the order says."""
+        self._draining = True
+        self._order = order
+        self.wake.set()
+
+    def poke(self) -> None:
+        """Look at everything again at once."""
+        self.wake.set()
+
+    # --- The loop -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until told to stop, or until there is nothing to do where that was asked for.
+
+        Raises the error of a thread that died of one: the agent cannot be relied on any more.
+        """
+        identity = self._ctx.identity
+        log.info(
+            Event.AGENT_STARTED,
+            agent=identity.agent,
+            incarnation=identity.incarnation,
+            version=identity.version,
+        )
+        self._notifier.ready()
+        try:
+            while not self._turn():
+                self._notifier.alive()
+        finally:
+            self._notifier.stopping()
+            self._leave()
+
+    def _turn(self) -> bool:
+        """Do what is due, then wait for the next thing; True when there is nothing left to do."""
+        self.wake.clear()
+        self._running = [r for r in self._running if r.thread.is_alive()]
+        if self._threads.error is not None:
+            raise self._threads.error
+        for running in self._running:
+            running.run.bell.keep()
+        if self._order is not None:
+            return True
+        self._keep_house()
+        busy = bool(self._running or self._unsettled)
+        if self._draining:
+            if not busy:
+                return True
+            self._wait(_TICK)
+            return False
+        self._notifier.status(f"{len(self._running)} of {self._slots} slots busy")
+        if len(self._running) >= self._slots:
+            self._wait(_TICK)
+            return False
+        if self._only is not None:
+            return self._take_only(self._only)
+        return not self._take_next(busy=busy) and self._until_empty and not busy and self._empty()
+
+    def _keep_house(self) -> None:
+        """Settle journals, judge suspects, sweep: whatever needs the store, and is due."""
+        if self._store.paused:
+            return
+        with self._store.watch(StoreError):
+            self._settle()
+            for task, receipt in self._judge.suspects.due():
+                if len(self._running) < self._slots and not self._draining:
+                    self._reception.consider(task, receipt)
+            if self._sweeper.due() and not self._draining:
+                with self._queue.watch(QueueError):
+                    self._sweeper.sweep_if_due()
+        self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
+
+    def _settle(self) -> None:
+        while self._unsettled:
+            journal = self._unsettled[-1]
+            recovered = recover(self._ctx, journal)
+            self._unsettled.pop()
+            if recovered is not None:
+                self._start(journal, *recovered)
+
+    def _take_only(self, task: TaskKeys) -> bool:
+        if self._store.paused:
+            self._wait(self._store.pause_left)
+            return False
+        with self._store.watch(StoreError):
+            state = self._ctx.ledger.state(task)
+            if state.terminal:
+                return True
+            self._reception.consider(task, None)
+            if not self._running:
+                self._wait(self._ctx.settings.look_every)
+        return False
+
+    def _take_next(self, *, busy: bool) -> bool:
+        """Receive a bell and do what it asks for; False when none came."""
+        if self._queue.paused or self._store.paused:
+            self._wait(max(self._queue.pause_left, self._store.pause_left))
+            return True
+        message = None
+        wait = _EMPTY_WAIT if self._until_empty and not busy else _TICK
+        with self._queue.watch(QueueError):
+            message = self._ctx.queue.receive(
+                visibility=self._ctx.times.bell_visibility, wait=wait, wake=self.wake
+            )
+        if message is None:
+            return self.wake.is_set()
+        with self._queue.watch(QueueError), self._store.watch(StoreError):
+            self._reception.hear(message)
+        return True
+
+    def _empty(self) -> bool:
+        """Tell whether no task of the group waits for an agent."""
+        group = self._ctx.settings.group
+        with self._store.watch(StoreError):
+            return not any(
+                self._ctx.ledger.state(task).status is Status.QUEUED
+                for task in self._ctx.ledger.open_tasks(group, after="", limit=_BATCH)
+            )
+        return False
+
+    def _wait(self, seconds: float) -> None:
+        self._ctx.clock.wait(min(seconds, _TICK), self.wake)
+
+    # --- Attempts -----------------------------------------------------------------------------
+
+    def _start(self, journal: Journal, state: State, spec: Spec) -> None:
+        run = AttemptRun(self._ctx, self._threads, journal, state, spec)
+        thread = self._threads.start(f"attempt {run.task.id}", run.run)
+        self._running.append(_Running(run, thread))
+
+    def _refusal(self, spec: Spec) -> str | None:
+        """Tell why a task cannot run on this machine, None where it can."""
+        if not self._ctx.runtimes:
+            return "no runtime is allowed here: set allow_process, or use local engines"
+        if self._ctx.launcher is None and any(command.mpi for command in spec.commands):
+            return "a step asks for MPI, and no mpirun was found: install MPICH"
+        return None
+
+    def _leave(self) -> None:
+        """Hand the standing order to the running attempts and give them time to obey."""
+        order = self._order or Detached("the agent stops")
+        for running in self._running:
+            running.run.orders.interrupt(order)
+        deadline = self._ctx.clock.now() + self._leave_within(order)
+        for running in self._running:
+            running.thread.join(max(0.0, deadline - self._ctx.clock.now()))
+        log.info(Event.AGENT_STOPPED, reason=str(order))
+
+    def _leave_within(self, order: Interrupted) -> float:
+        settings = self._ctx.settings
+        return settings.stop_within if isinstance(order, Detached) else settings.give_back_within

@@ -1,0 +1,41 @@
+"""Tells systemd how the agent is: sd_notify(3), a datagram to $NOTIFY_SOCKET."""
+
+import os
+import socket
+
+
+class Notifier:
+    """Sends states to systemd; does nothing where systemd did not start the agent."""
+
+    def __init__(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._status = ""
+
+    def ready(self) -> None:
+        """The agent takes tasks."""
+        self._send("READY=1")
+
+    def alive(self) -> None:
+        """The main loop made progress."""
+        self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """The agent is about to end."""
+        self._send("STOPPING=1")
+
+    def status(self, text: str) -> None:
+        """Show a line in `systemctl status`."""
+        if text != self._status:
+            self._status = text
+            self._send(f"STATUS={text}")
+
+    def _send(self, state: str) -> None:
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
+            try:
+                sock.sendto(state.encode(), self._address)
+            except OSError:
+                return  # systemd's watchdog notices when none of these arrive

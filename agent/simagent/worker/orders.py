@@ -1,0 +1,61 @@
+"""What reaches a running attempt from outside, and ends or interrupts it."""
+
+from simagent.domain.state import Kill
+from simagent.ports.clock import Wake
+
+
+class Interrupted(Exception):
+    """An attempt does not go on here. ``rank`` tells which order outweighs which."""
+
+    rank = 0
+
+
+class Partitioned(Interrupted):
+    """The store was unreachable for longer than the task may go on without it."""
+
+    rank = 1
+
+
+class Preempted(Interrupted):
+    """The machine goes away: the task is given back."""
+
+    rank = 2
+
+
+class Detached(Interrupted):
+    """The agent stops; the steps go on and the next incarnation attaches."""
+
+    rank = 3
+
+
+class LeaseLost(Interrupted):
+    """Another holds the task: whatever runs here is ended and nothing is reported."""
+
+    rank = 4
+
+
+class Orders:
+    """Flags that other threads raise and the attempt's thread obeys."""
+
+    def __init__(self) -> None:
+        self.wake = Wake()
+        self.kill: Kill | None = None
+        self.interrupted: Interrupted | None = None
+        """The standing order not to go on, if any."""
+
+    def ask_kill(self, kill: Kill) -> None:
+        """Somebody asked for the task's end."""
+        if self.kill is None:
+            self.kill = kill
+            self.wake.set()
+
+    def interrupt(self, order: Interrupted) -> None:
+        """Do not go on here, unless an order that outweighs this one stands already."""
+        if self.interrupted is None or order.rank > self.interrupted.rank:
+            self.interrupted = order
+        self.wake.set()
+
+    def check(self) -> None:
+        """Raise the standing order not to go on, if there is one."""
+        if self.interrupted is not None:
+            raise self.interrupted

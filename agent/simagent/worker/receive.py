@@ -1,0 +1,169 @@
+"""RECEIVE: what a bell asks for, judged by the task's state alone."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from simagent.domain import mutations
+from simagent.domain.keys import TaskKeys
+from simagent.domain.reasons import Reason
+from simagent.domain.spec import Spec
+from simagent.domain.state import HELD, Judged, State, Status
+from simagent.domain.support import unsupported
+from simagent.domain.times import Times
+from simagent.ledger import CorruptError, Ledger, TooNewError
+from simagent.ports.clock import Clock
+from simagent.ports.store import NotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The task has ended or does not exist: its marker and its bell can go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hide:
+    """Nothing to do now: look again after some seconds."""
+
+    seconds: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The task may be taken."""
+
+    state: State
+    spec: Spec
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The task has to be ended, as nobody holds it alive."""
+
+    change: Callable[[State], State]
+
+
+Verdict = Gone | Hide | Claim | Close
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    judged: Judged
+    since: float
+    failures: int
+    receipt: str | None
+
+
+class Sign(Enum):
+    """What two readings of a held task show of its holder."""
+
+    ALIVE = auto()
+    SILENT = auto()
+    DEAD = auto()
+
+
+class Suspects:
+    """Held tasks whose holders are watched for signs of life.
+
+    A holder is dead when this observer has itself read the same epoch, incarnation and beat
+    twice, at least a TTL apart on its own boot-time clock, every store call between having been
+    answered. No clocks of two machines are compared.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Clock, times: Times) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._times = times
+        self._seen: dict[TaskKeys, _Suspicion] = {}
+
+    def observe(self, task: TaskKeys, judged: Judged, receipt: str | None) -> Sign:
+        """Note what was just read of a held task, and tell what it shows of its holder."""
+        seen = self._seen.get(task)
+        now = self._clock.now()
+        if seen is not None and seen.judged != judged:
+            del self._seen[task]
+            return Sign.ALIVE
+        if seen is None or seen.failures != self._ledger.failures:
+            self._seen[task] = _Suspicion(judged, now, self._ledger.failures, receipt)
+            return Sign.SILENT
+        seen.receipt = receipt or seen.receipt
+        return Sign.DEAD if now - seen.since >= self._times.lease_ttl else Sign.SILENT
+
+    def forget(self, task: TaskKeys) -> None:
+        """Stop watching a task."""
+        self._seen.pop(task, None)
+
+    def due(self) -> list[tuple[TaskKeys, str | None]]:
+        """List the watched tasks, with their bells' receipts, that are to be judged again."""
+        now = self._clock.now()
+        return [
+            (task, seen.receipt)
+            for task, seen in self._seen.items()
+            if now - seen.since >= self._times.suspect
+        ]
+
+
+class Judge:
+    """Decides what a bell asks of this agent, without changing anything."""
+
+    def __init__(
+        self, ledger: Ledger, clock: Clock, times: Times, *, can_run: Callable[[Spec], str | None]
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._times = times
+        self._can_run = can_run
+        self.suspects = Suspects(ledger, clock, times)
+
+    def judge(self, task: TaskKeys, receipt: str | None = None) -> Verdict:
+        """Read the task and decide. Raises StoreError, and `CorruptError` for its state."""
+        try:
+            state = self._ledger.state(task)
+        except NotFoundError:
+            return self._settled(task, Gone())
+        except TooNewError as error:
+            return self._settled(task, self._refused(f"{Reason.AGENT_TOO_OLD}: {error}"))
+        if state.terminal:
+            return self._settled(task, Gone())
+        if state.status is Status.SUBMITTED:
+            return self._settled(task, Hide(self._times.hide_submitted, "submission under way"))
+        if state.status not in HELD:
+            return self._settled(task, self._free(task, state, lost=False))
+        match self.suspects.observe(task, state.judged, receipt):
+            case Sign.ALIVE:
+                return Hide(self._times.hide_alive, "held, and its holder is alive")
+            case Sign.SILENT:
+                return Hide(self._times.suspect, "held; its holder is watched")
+            case Sign.DEAD:
+                return self._settled(task, self._free(task, state, lost=True))
+
+    def _free(self, task: TaskKeys, state: State, *, lost: bool) -> Verdict:
+        judged = state.judged
+        wall = self._clock.wall()
+        try:
+            spec = self._ledger.spec(task, sha256_=state.spec_sha256)
+        except TooNewError as error:
+            return self._refused(f"{Reason.AGENT_TOO_OLD}: {error}")
+        except CorruptError as error:
+            message = str(error)
+            return Close(
+                lambda s: mutations.reject(
+                    s, judged=judged, reason=Reason.INVALID_SPEC, message=message, at=wall
+                )
+            )
+        if state.kill is not None or mutations.limits_used(state, spec, lost=lost):
+            return Close(lambda s: mutations.close(s, judged=judged, spec=spec, at=wall))
+        refusal = next(unsupported(spec), None) or self._can_run(spec)
+        if refusal is not None:
+            return self._refused(refusal)
+        return Claim(state, spec, lost)
+
+    def _refused(self, why: str) -> Hide:
+        return Hide(self._times.hide_refused * random.uniform(1, 2), why)  # noqa: S311 - jitter
+
+    def _settled(self, task: TaskKeys, verdict: Verdict) -> Verdict:
+        self.suspects.forget(task)
+        return verdict

@@ -1,0 +1,97 @@
+"""Does what a bell asks for: the one place where verdicts become actions."""
+
+import random
+from collections.abc import Callable
+
+import structlog
+
+from simagent.domain import bell
+from simagent.domain.events import Event
+from simagent.domain.keys import TaskKeys
+from simagent.domain.mutations import SupersededError
+from simagent.domain.spec import Spec
+from simagent.domain.state import State
+from simagent.ledger import CorruptError
+from simagent.ports.queue import Message
+from simagent.worker.claim import ClaimUnknownError, claim
+from simagent.worker.context import Context
+from simagent.worker.journal import Journal
+from simagent.worker.receive import Claim, Close, Gone, Hide, Judge
+
+log = structlog.get_logger()
+
+
+class Reception:
+    """Hears bells. ``start`` gets what was claimed, ``unsettled`` what may have been."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        judge: Judge,
+        start: Callable[[Journal, State, Spec], None],
+        unsettled: Callable[[Journal], None],
+    ) -> None:
+        self._ctx = ctx
+        self._judge = judge
+        self._start = start
+        self._unsettled = unsettled
+
+    def hear(self, message: Message) -> None:
+        """Do what a message asks for. Raises StoreError, QueueError: it is heard again then."""
+        try:
+            task = bell.parse(message.body)
+        except ValueError as error:
+            self._reject(message, str(error))
+            return
+        try:
+            self.consider(task, message.receipt)
+        except CorruptError as error:
+            self._reject(message, str(error))
+
+    def consider(self, task: TaskKeys, receipt: str | None) -> None:
+        """Judge a task and act. Raises StoreError, QueueError, `CorruptError`."""
+        verdict = self._judge.judge(task, receipt)
+        match verdict:
+            case Gone():
+                self._dismiss(task, receipt)
+            case Hide(seconds=seconds, why=why):
+                self._hide(task, receipt, seconds, why)
+            case Close(change=change):
+                self._close(task, change, receipt)
+            case Claim():
+                self._claim(task, verdict, receipt)
+
+    def _close(self, task: TaskKeys, change: Callable[[State], State], receipt: str | None) -> None:
+        try:
+            state = self._ctx.ledger.change(task, change)
+        except SupersededError:
+            return  # it moved on: the bell comes again
+        log.warning(Event.TASK_CLOSED, task=task.id, status=state.status.value, reason=state.reason)
+        self._dismiss(task, receipt)
+
+    def _claim(self, task: TaskKeys, verdict: Claim, receipt: str | None) -> None:
+        try:
+            claimed = claim(self._ctx, task, verdict, receipt)
+        except ClaimUnknownError as error:
+            self._unsettled(error.journal)
+            raise
+        except OSError as error:
+            seconds = self._ctx.times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
+            self._hide(task, receipt, seconds, f"cannot write down the claim: {error}")
+            return
+        if claimed is not None:
+            self._start(*claimed, verdict.spec)
+
+    def _dismiss(self, task: TaskKeys, receipt: str | None) -> None:
+        self._ctx.ledger.remove_marker(self._ctx.settings.group, task)
+        if receipt is not None:
+            self._ctx.queue.delete(receipt)
+
+    def _hide(self, task: TaskKeys, receipt: str | None, seconds: float, why: str) -> None:
+        log.info(Event.TASK_REFUSED, task=task.id, reason=why)
+        if receipt is not None:
+            self._ctx.queue.hide(receipt, seconds)
+
+    def _reject(self, message: Message, reason: str) -> None:
+        log.warning(Event.BELL_REJECTED, reason=reason)
+        self._ctx.queue.reject(message, reason)

@@ -1,0 +1,80 @@
+"""RESTART: read the journals of the last incarnation and go on where it stopped."""
+
+import structlog
+
+from simagent.domain.events import Event
+from simagent.domain.reasons import Reason
+from simagent.domain.spec import Spec
+from simagent.domain.state import State
+from simagent.ledger import CorruptError, TooNewError
+from simagent.ports.runtime import StepPlan
+from simagent.ports.store import NotFoundError
+from simagent.worker.bells import BellKeeper
+from simagent.worker.claim import settle_intent
+from simagent.worker.context import Context
+from simagent.worker.journal import Journal
+
+_GRACE = 5.0
+_WAIT = 20.0
+
+log = structlog.get_logger()
+
+
+def recover(ctx: Context, journal: Journal) -> tuple[State, Spec] | None:
+    """Go on with the attempt of a journal, or clean up after it (None).
+
+    Raises StoreError while its fate cannot be known; nothing was changed then.
+    """
+    entry = journal.entry
+    try:
+        state = settle_intent(ctx, journal)
+        if state is not None:
+            spec = ctx.ledger.spec(entry.keys)
+            log.info(Event.TASK_ADOPTED, task=entry.task, epoch=entry.epoch)
+            return state, spec
+        _clean_up(ctx, journal)
+    except (CorruptError, TooNewError) as error:
+        stop_leftovers(ctx, journal)
+        ctx.journals.set_aside(journal.folder, str(error))
+    return None
+
+
+def _clean_up(ctx: Context, journal: Journal) -> None:
+    """Deal with an attempt that is no longer, or never was, this agent's."""
+    entry = journal.entry
+    stop_leftovers(ctx, journal)
+    try:
+        state = ctx.ledger.state(entry.keys)
+    except NotFoundError:
+        state = None
+    if state is None or (state.terminal and state.epoch == entry.epoch):
+        ctx.ledger.remove_marker(entry.group, entry.keys)
+        bell = BellKeeper(ctx.queue, ctx.clock, ctx.times, entry.keys, entry.receipt)
+        bell.silence()
+        journal.remove()
+    elif journal.steps.exists():
+        ctx.journals.set_aside(journal.folder, f"{Reason.AGENT_LOST}: the task went on elsewhere")
+    else:
+        journal.remove()  # an intent that was never applied, or nothing was begun
+
+
+def stop_leftovers(ctx: Context, journal: Journal) -> None:
+    """End what an attempt still runs on this machine."""
+    for number in range(_steps_begun(journal)):
+        plan = StepPlan(
+            folder=journal.steps,
+            number=number,
+            argv=(),
+            cwd=journal.artifacts,
+            stdout=journal.logs / "stdout",
+            stderr=journal.logs / "stderr",
+        )
+        for runtime in ctx.runtimes.values():
+            step = runtime.attach(plan)
+            if step is not None and step.wait(0.0) is None:
+                step.stop(_GRACE)
+                step.wait(_WAIT)
+
+
+def _steps_begun(journal: Journal) -> int:
+    return len(list(journal.steps.glob("step-*.json"))) if journal.steps.exists() else 0

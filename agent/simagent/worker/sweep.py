@@ -1,0 +1,176 @@
+"""SWEEP: walk the open tasks, ring lost bells again, end what nobody can run any more."""
+
+import json
+import random
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from simagent.domain import bell, keys, mutations
+from simagent.domain.events import Event
+from simagent.domain.keys import TaskKeys
+from simagent.domain.mutations import SupersededError
+from simagent.domain.reasons import Reason
+from simagent.domain.state import State, Status
+from simagent.domain.times import Times
+from simagent.ledger import CorruptError, Ledger, TooNewError
+from simagent.ports.clock import Clock
+from simagent.ports.queue import Queue
+from simagent.ports.store import NotFoundError, PreconditionError
+from simagent.worker.receive import Claim, Close, Judge
+
+_BATCH = 200
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Swept:
+    """What one sweep did, in numbers of tasks."""
+
+    seen: int = 0
+    rung: int = 0
+    closed: int = 0
+    tidied: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Quiet:
+    bell_at: float | None
+    since: float
+
+
+class Sweeper:
+    """Sweeps one group, at most one of its agents at a time.
+
+    Only waits of days are measured against wall times that others wrote; an early or a late ring
+    does no harm.
+    """
+
+    def __init__(
+        self, ledger: Ledger, queue: Queue, clock: Clock, times: Times, judge: Judge, *, group: str
+    ) -> None:
+        self._ledger = ledger
+        self._queue = queue
+        self._clock = clock
+        self._times = times
+        self._judge = judge
+        self._group = group
+        self._round: int | None = None
+        self._next = clock.now() + times.sweep_every * random.uniform(0.2, 1)  # noqa: S311 - jitter
+        self._quiet: dict[TaskKeys, _Quiet] = {}
+
+    def due(self) -> bool:
+        """Tell whether this agent should look whether a sweep is needed."""
+        return self._clock.now() >= self._next
+
+    def sweep_if_due(self) -> Swept | None:
+        """Sweep unless another agent did since the last look. Raises StoreError, QueueError."""
+        self._next = self._clock.now() + self._times.sweep_every * random.uniform(1, 2)  # noqa: S311
+        return self.sweep(force=False)
+
+    def sweep(self, *, force: bool = True) -> Swept | None:
+        """Walk the next batch of open tasks. Raises StoreError, QueueError."""
+        after = self._take_turn(force=force)
+        if after is None:
+            return None
+        swept = Swept()
+        for task in self._ledger.open_tasks(self._group, after=after, limit=_BATCH):
+            swept.seen += 1
+            try:
+                self._look(task, swept)
+            except (CorruptError, TooNewError) as error:
+                log.warning("open task cannot be read", task=task.id, error=str(error))
+            except SupersededError:
+                continue  # somebody else did something about it just now
+        log.info(Event.SWEPT, seen=swept.seen, rung=swept.rung, closed=swept.closed)
+        return swept
+
+    def _take_turn(self, *, force: bool) -> str | None:
+        """Agree with the other agents on who sweeps; give where the walk goes on."""
+        key = keys.sweep(self._group)
+        try:
+            blob = self._ledger.store.get(key)
+            fields, etag = json.loads(blob.data), blob.etag
+        except (NotFoundError, ValueError):
+            fields, etag = {}, None
+        seen, self._round = self._round, int(fields.get("round", 0))
+        if not force and seen is not None and seen != self._round:
+            return None
+        cursor = str(fields.get("cursor", ""))
+        batch = [t.id for t in self._ledger.open_tasks(self._group, after=cursor, limit=_BATCH)]
+        following = batch[-1] if len(batch) == _BATCH else ""
+        fields |= {"format": 1, "round": self._round + 1, "cursor": following}
+        try:
+            body = json.dumps(fields).encode()
+            self._ledger.store.put(key, body, if_match=etag, if_absent=etag is None)
+        except PreconditionError:
+            return None
+        self._round += 1
+        return cursor
+
+    def _look(self, task: TaskKeys, swept: Swept) -> None:
+        try:
+            state = self._ledger.state(task)
+        except NotFoundError:
+            if self._quiet_for(task, None) >= self._times.marker_limit:
+                self._tidy(task, swept)
+            return
+        if state.terminal:
+            self._tidy(task, swept)
+        elif state.status is Status.SUBMITTED:
+            if self._clock.wall() - state.submitted_at > self._times.submit_limit:
+                self._give_up(task, state, swept)
+        elif state.status is Status.QUEUED:
+            self._ring_if_old(task, state, swept)
+        else:
+            self._look_at_holder(task, swept)
+
+    def _look_at_holder(self, task: TaskKeys, swept: Swept) -> None:
+        match self._judge.judge(task):
+            case Close(change=change):
+                self._ledger.change(task, change)
+                swept.closed += 1
+                self._tidy(task, swept)
+            case Claim():
+                self._queue.send(bell.encode(task))
+                swept.rung += 1
+            case _:
+                swept.held += 1
+
+    def _give_up(self, task: TaskKeys, state: State, swept: Swept) -> None:
+        change = partial(
+            mutations.reject,
+            judged=state.judged,
+            reason=Reason.NEVER_QUEUED,
+            message="the submission was not completed in time",
+            at=self._clock.wall(),
+        )
+        self._ledger.change(task, change)
+        swept.closed += 1
+        self._tidy(task, swept)
+
+    def _ring_if_old(self, task: TaskKeys, state: State, swept: Swept) -> None:
+        wall = self._clock.wall()
+        age = max(wall - (state.bell_at or 0.0), self._quiet_for(task, state.bell_at))
+        if age < self._times.ring_after:
+            return
+        self._ledger.change(task, partial(mutations.ring, judged=state.judged, bell_at=wall))
+        self._queue.send(bell.encode(task))
+        swept.rung += 1
+
+    def _quiet_for(self, task: TaskKeys, bell_at: float | None) -> float:
+        """Tell for how long this sweeper has seen nothing change about a task, in seconds."""
+        now = self._clock.now()
+        seen = self._quiet.get(task)
+        if seen is None or seen.bell_at != bell_at:
+            self._quiet[task] = _Quiet(bell_at, now)
+            return 0.0
+        return now - seen.since
+
+    def _tidy(self, task: TaskKeys, swept: Swept) -> None:
+        self._ledger.remove_marker(self._group, task)
+        self._quiet.pop(task, None)
+        swept.tidied += 1
