@@ -1,0 +1,139 @@
+"""The holder's side of the protocol: what an attempt writes about its task, through any outage.
+
+FINAL and REQUEUE are here, each step such that it may be repeated after a crash anywhere.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from simagent.domain import mutations
+from simagent.domain.events import Event
+from simagent.domain.mutations import SupersededError, is_mine
+from simagent.domain.reasons import Reason
+from simagent.domain.spec import Spec
+from simagent.domain.state import Attempt, Output, State, Status
+from simagent.ledger import CorruptError, TooNewError
+from simagent.ports.queue import QueueError
+from simagent.ports.retry import InterruptedRetryError, retrying
+from simagent.ports.store import NotFoundError
+from simagent.worker.bells import BellKeeper
+from simagent.worker.context import Context
+from simagent.worker.journal import Journal
+from simagent.worker.orders import Detached, LeaseLost, Orders
+from simagent.worker.steps import Ending
+
+_T = TypeVar("_T")
+
+log = structlog.get_logger()
+
+
+class Holding:
+    """One attempt as its task's state sees it.
+
+    Methods repeat store calls until they are answered, and raise `LeaseLost` where another holds
+    the task and `Detached` where the agent stops meanwhile.
+    """
+
+    def __init__(self, ctx: Context, journal: Journal, orders: Orders, bell: BellKeeper) -> None:
+        self._ctx = ctx
+        self._journal = journal
+        self._orders = orders
+        self._bell = bell
+        self._me = journal.entry.holder
+        self._task = journal.entry.keys
+
+    def start_running(self) -> None:
+        """`preparing` → `running`."""
+        self.change(partial(mutations.start_running, me=self._me))
+
+    def fix(self, ending: Ending, attempt: Attempt, stderr_tail: str) -> None:
+        """Fix the outcome, here and then in the state: from now on a kill comes too late."""
+        self._journal.write(outcome=ending.outcome, reason=ending.reason, attempt=attempt)
+        fixed = partial(
+            mutations.begin_finalizing,
+            me=self._me,
+            outcome=ending.outcome,
+            attempt=attempt,
+            stderr_tail=stderr_tail,
+        )
+        self.change(fixed)
+        self._log(Event.TASK_FINALIZING, outcome=ending.outcome.value, reason=ending.reason)
+
+    def end(self, output: Output | None, attempt: Attempt) -> None:
+        """Write the terminal state, read it back, and remove what only a live task needs."""
+        at = self._ctx.clock.wall()
+        self.change(
+            partial(mutations.finish, me=self._me, output=output, attempt=attempt, at=at)
+        )
+        state = self.persist(partial(self._ctx.ledger.state, self._task))
+        if attempt not in state.attempts:
+            raise LeaseLost("the terminal state does not show this attempt")
+        self._log(Event.TASK_PUBLISHED, status=state.status.value)
+        group = self._journal.entry.group
+        self.persist(partial(self._ctx.ledger.remove_marker, group, self._task))
+        try:
+            self._bell.silence()
+        except QueueError as error:
+            log.debug("bell not deleted", task=self._task.id, error=str(error))
+        self._journal.remove()
+
+    def give_back(self, spec: Spec, attempt: Attempt) -> Ending | None:
+        """Give the task back for another attempt; where it has to end instead, say how."""
+        assert attempt.reason is not None
+        requeue = partial(
+            mutations.requeue,
+            me=self._me,
+            spec=spec,
+            attempt=attempt,
+            checkpoint=None,
+            bell_at=self._ctx.clock.wall(),
+        )
+        try:
+            self.persist(partial(self._ctx.ledger.change, self._task, requeue))
+        except SupersededError as error:
+            state = self.persist(partial(self._ctx.ledger.state, self._task))
+            if not is_mine(state, self._me):
+                raise LeaseLost(str(error)) from error
+            if state.kill is not None:
+                return Ending(Status.KILLED, Reason.KILLED, f"killed by {state.kill.by}")
+            return Ending(Status.ERROR, attempt.reason, f"{attempt.message}; no attempt is left")
+        self._log(Event.TASK_REQUEUED, reason=attempt.reason.value)
+        try:
+            self._bell.ring()
+        except QueueError as error:
+            log.warning("no bell rung; the sweep will", task=self._task.id, error=str(error))
+        self._journal.remove()
+        return None
+
+    def abandon(self, order: LeaseLost) -> None:
+        """Report nothing: the task is another's. Local files are kept for a while."""
+        self._log(Event.LEASE_LOST, error=str(order))
+        self._ctx.journals.set_aside(self._journal.folder, str(order))
+
+    def change(self, change: Callable[[State], State]) -> State:
+        """Change the state as its holder."""
+        try:
+            return self.persist(partial(self._ctx.ledger.change, self._task, change))
+        except SupersededError as error:
+            raise LeaseLost(str(error)) from error
+
+    def persist(self, call: Callable[[], _T]) -> _T:
+        """Repeat a call through any outage of the store.
+
+        A kill or a notice of preemption does not end that: what they ask for needs the store.
+        """
+        while True:
+            try:
+                return retrying(call, clock=self._ctx.clock, wake=self._orders.wake)
+            except InterruptedRetryError:
+                self._orders.wake.clear()
+                if isinstance(self._orders.interrupted, Detached | LeaseLost):
+                    raise self._orders.interrupted from None
+            except (NotFoundError, CorruptError, TooNewError) as error:
+                raise LeaseLost(str(error)) from error
+
+    def _log(self, event: Event, **fields: object) -> None:
+        log.info(event, task=self._task.id, epoch=self._me.epoch, **fields)
