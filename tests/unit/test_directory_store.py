@@ -101,11 +101,18 @@ def test_links_and_pipes_are_no_objects(store: DirectoryStore, root: Path, tmp_p
         store.get("pipe")
 
 
-def test_versions_differ_when_the_clock_was_set_back(store: DirectoryStore, root: Path) -> None:
+def test_a_version_is_later_than_the_one_replaced_though_the_clock_was_set_back(
+    store: DirectoryStore, root: Path
+) -> None:
     store.put("k", b"1")
-    os.utime(root / "k", (time.time() + HOUR, time.time() + HOUR))
-    tags = [store.get("k").etag, *(store.put("k", b"%d" % number) for number in range(3))]
+    ahead = time.time() + HOUR
+    os.utime(root / "k", (ahead, ahead))
+    tags, times = [store.get("k").etag], [(root / "k").stat().st_mtime_ns]
+    for number in range(3):
+        tags.append(store.put("k", b"%d" % number))
+        times.append((root / "k").stat().st_mtime_ns)
     assert len(set(tags)) == 4
+    assert times == sorted(set(times))
     assert store.get("k").etag == tags[-1]
 
 

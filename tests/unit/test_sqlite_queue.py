@@ -194,6 +194,34 @@ def test_an_idle_receiver_does_not_poll(path: Path) -> None:
     assert [pause for pause in pauses if pause] == [600]
 
 
+@pytest.mark.parametrize("moment", range(1, 8))
+def test_a_message_sent_at_any_moment_ends_the_wait(path: Path, moment: int) -> None:
+    sender = SqliteQueue(path, "default", SystemClock())
+    assert receive(sender) is None
+
+    class Sending(SystemClock):
+        """Sends a message just before it tells the time for the ``moment``-th time."""
+
+        asked = 0
+
+        def now(self) -> float:
+            self.asked += 1
+            if self.asked == moment:
+                sender.send("x")
+            return super().now()
+
+        def wait(self, timeout: float | None, *sources: Waitable) -> bool:
+            if timeout and self.asked < moment:
+                self.asked = moment
+                sender.send("x")
+            return super().wait(timeout, *sources)
+
+    clock = SystemClock()
+    began = clock.now()
+    assert body(SqliteQueue(path, "default", Sending()), wait=60) == "x"
+    assert clock.now() - began < 30
+
+
 def test_without_inotify_it_looks_once_a_second(path: Path) -> None:
     path.parent.mkdir()
     # A bell that cannot be listened to.
