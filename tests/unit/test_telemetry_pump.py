@@ -174,7 +174,7 @@ def test_a_store_that_fails_is_tried_again_ever_more_seldom_with_one_warning(
     attempt.print(b"a" * 10)
     attempt.break_store()
     with capture_logs() as lines:
-        run(pump, clock, 300)
+        assert run(pump, clock, 300) < 200
         assert 20 < len(attempt.faults.calls) < 70
         attempt.mend_store()
         seconds_until(pump, clock, lambda: attempt.shipped() == b"a" * 10, limit=31)
@@ -207,6 +207,17 @@ def test_stop_ships_everything_and_ends_the_thread(live: Attempt) -> None:
     assert len(list(read_samples(live.store, KEYS))) >= 1
     assert pump.stop(live.clock.now() + 30)
     assert not live.crashes
+
+
+def test_the_final_stop_joins_small_chunks(live: Attempt) -> None:
+    shipper = LogShipper(live.store, KEYS, {"stdout": live.log}, chunk_bytes=1000)
+    for _ in range(4):
+        live.print(b"x" * 10)
+        shipper.ship(flush=True)
+    pump = live.pump()
+    pump.start()
+    assert pump.stop(live.clock.now() + 30)
+    assert [entry.size for entry in live.store.scan(KEYS.logs("stdout"))] == [40]
 
 
 def test_stop_tries_until_the_deadline(live: Attempt) -> None:
