@@ -127,6 +127,7 @@ def claim(state: State, *, judged: Judged, me: Holder, attempt: Attempt) -> Stat
         outcome=None,
         reason=None,
         message="",
+        stderr_tail="",
         counters=state.counters.with_(losses=state.counters.losses + (1 if lost else 0)),
         attempts=_with_attempt(state.with_(attempts=_close_lost_attempt(state)), attempt),
     )
@@ -183,7 +184,7 @@ def ring(state: State, *, judged: Judged, bell_at: float) -> State:
     """Note that a bell is sent again for a queued task."""
     _require(state.judged == judged, "the task was changed since it was judged")
     _require(state.status is Status.QUEUED, f"the task is {state.status}")
-    return state.with_(bell_at=bell_at)
+    return state if state.bell_at == bell_at else state.with_(bell_at=bell_at)
 
 
 # --- The holder's -------------------------------------------------------------------------------
@@ -272,6 +273,8 @@ def requeue(
     Raises `SupersededError` also where the attempt has to end otherwise: a kill is wished for, the
     outcome is fixed, or the limits are used up.
     """
+    if state.status is Status.QUEUED and state.epoch == me.epoch and attempt in state.attempts:
+        return state
     _require_mine(state, me)
     _require(state.status is not Status.FINALIZING, "the outcome is already fixed")
     _require(state.kill is None, "the task is to be killed")
