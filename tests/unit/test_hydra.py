@@ -1,0 +1,74 @@
+import pytest
+
+from simagent.launchers.hydra import HydraLauncher, detect
+from simagent.ports.launcher import LaunchError, Ranks
+
+
+def test_the_whole_command_line() -> None:
+    ranks = Ranks(np=4, env=("OMP_NUM_THREADS", "PATH"), bind="core", args=("-l", "-ppn", "2"))
+    assert HydraLauncher("/opt/mpich/bin/mpirun").command(ranks, ("lmp", "-in", "in.lj")) == (
+        *("/opt/mpich/bin/mpirun", "-np", "4", "-genvlist", "OMP_NUM_THREADS,PATH"),
+        *("-bind-to", "core", "-l", "-ppn", "2", "lmp", "-in", "in.lj"),
+    )
+
+
+def test_without_variables_none_is_passed() -> None:
+    assert HydraLauncher().command(Ranks(np=1), ["a"]) == ("mpirun", "-np", "1", "-genvnone", "a")
+
+
+@pytest.mark.parametrize("bind", ["core", "hwthread", "socket", "none"])
+def test_bindings(bind: str) -> None:
+    command = HydraLauncher().command(Ranks(np=1, bind=bind), ["a"])
+    assert command[command.index("-bind-to") + 1] == bind
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-launcher", "ssh"),
+        ("-launcher-exec", "/tmp/x"),
+        ("--launcher-exec", "/tmp/x"),
+        ("-launcher-exec=/tmp/x",),
+        ("-bootstrap-exec", "/tmp/x"),
+        ("-rmk", "user"),
+        ("-f", "hosts"),
+        ("-hosts", "a,b"),
+        ("-configfile", "x"),
+        ("-outfile-pattern", "/etc/x"),
+        ("-np", "100"),
+        ("/bin/sh",),
+        (":",),
+        ("-ppn", "2", "sh", "-c", "x"),
+        ("---l",),
+        ("-",),
+        ("",),
+        ("-genv", "HYDRA_LAUNCHER_EXEC", "/tmp/x"),
+    ],
+)
+def test_options_that_run_or_reach_something_else_are_refused(args: tuple[str, ...]) -> None:
+    with pytest.raises(LaunchError, match=r"mpi\.args"):
+        HydraLauncher().command(Ranks(np=2, args=args), ["a"])
+
+
+def test_an_option_cannot_swallow_the_program() -> None:
+    with pytest.raises(LaunchError, match="-genv needs 2 values"):
+        HydraLauncher().command(Ranks(np=2, args=("-genv", "A")), ["b", "c"])
+
+
+@pytest.mark.parametrize("argv", [[], ["-launcher-exec", "x"], ["a", ":", "-np", "1", "b"]])
+def test_programs_that_mpirun_would_misread_are_refused(argv: list[str]) -> None:
+    with pytest.raises(LaunchError, match=r"^run:"):
+        HydraLauncher().command(Ranks(np=2), argv)
+
+
+@pytest.mark.parametrize(
+    "ranks", [Ranks(np=0), Ranks(np=1, bind="moon"), Ranks(np=1, env=("HYDRA_LAUNCHER_EXEC",))]
+)
+def test_other_nonsense_is_refused(ranks: Ranks) -> None:
+    with pytest.raises(LaunchError, match=r"^(mpi\.np|mpi\.bind|env):"):
+        HydraLauncher().command(ranks, ["a"])
+
+
+@pytest.mark.parametrize("path", ["/bin/true", "/nowhere/mpirun"])
+def test_other_programs_are_not_taken_for_hydra(path: str) -> None:
+    assert detect(path) is None
