@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from report import Result, show
+from bench.report import Result, show
 from simagent.domain.keys import AttemptKeys
 from simagent.ports.clock import SystemClock
 from simagent.stores.directory import DirectoryStore
