@@ -1,0 +1,326 @@
+"""Runs steps as processes of this host, each under a step shim that needs no agent."""
+
+import errno
+import fcntl
+import importlib.util
+import json
+import marshal
+import math
+import os
+import secrets
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from simagent import shim
+from simagent.domain.reasons import Reason
+from simagent.ports.clock import Waitable
+from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan
+from simagent.runtimes.leftovers import end_leftovers
+
+_SHIM = "shim.pyc"
+_LOG = "shim.log"
+_LOG_BYTES = 64 * 1024
+_START_LIMIT = 30.0
+_START_POLL = 0.005
+
+
+class ProcessStep:
+    """A step under its shim, which need not be a child of this process."""
+
+    def __init__(self, plan: StepPlan, started: dict[str, Any], shim_fd: int | None) -> None:
+        self._plan = plan
+        self._started = started
+        self._shim = shim_fd
+        self._exit: StepExit | None = None
+
+    def __del__(self) -> None:
+        if self._shim is not None:
+            os.close(self._shim)
+
+    def wait(self, timeout: float | None, *wakes: Waitable) -> StepExit | None:
+        """Give the step's end as soon as it is known.
+
+        None after ``timeout`` seconds, or when one of ``wakes`` is ready.
+        """
+        if self._exit is None and self._over(timeout, *wakes):
+            self._reap()
+            self._exit = self._read_exit()
+        return self._exit
+
+    def stop(self, grace: float) -> None:
+        """Ask for the end of the whole process tree: SIGTERM, ``grace`` seconds, SIGKILL."""
+        if self._over(0):
+            return
+        # On a full disk the order is sent without its grace: the plan's counts then.
+        with suppress(OSError):
+            self._order(grace)
+        assert self._shim is not None
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._shim, signal.SIGTERM)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the step's whole process tree."""
+        for process in self._tree():
+            shim.send(process, number)
+
+    def pids(self) -> list[int]:
+        """List the processes of the step's tree."""
+        return [process.pid for process in self._tree()]
+
+    def _order(self, grace: float) -> None:
+        with suppress(ValueError, LookupError, TypeError):
+            order = _read(self._plan, "stop")  # the shim may not have read it yet
+            grace = grace if order is None else min(grace, order["grace"])
+        _replace(self._plan.folder / f"step-{self._plan.number}.stop", {"grace": grace})
+
+    def _tree(self) -> list[shim.Process]:
+        found = shim.descendants(self._started["shim"]["pid"])
+        # Only while the shim lives is its number sure to be its own.
+        return [] if self._over(0) else found
+
+    def _over(self, timeout: float | None, *wakes: Waitable) -> bool:
+        if self._shim is None:
+            return True
+        poller = select.poll()
+        for fd in (self._shim, *(wake.fileno() for wake in wakes)):
+            poller.register(fd, select.POLLIN)
+        milliseconds = None if timeout is None else max(0, math.ceil(timeout * 1000))
+        return any(fd == self._shim for fd, _ in poller.poll(milliseconds))
+
+    def _reap(self) -> None:
+        if self._shim is not None:
+            with suppress(ChildProcessError):  # an earlier agent started it
+                os.waitid(os.P_PIDFD, self._shim, os.WEXITED | os.WNOHANG)
+
+    def _read_exit(self) -> StepExit:
+        try:
+            record = _read(self._plan, "exit")
+            if record is not None:
+                return _step_exit(record)
+        except (ValueError, LookupError, TypeError):
+            return self._lost("the record of its end is corrupt")
+        if self._started["boot_id"] != shim.boot_id():
+            return self._lost("the machine was restarted")
+        count = end_leftovers(self._plan, self._started["step"])
+        return self._lost(f"its supervisor was killed; {count} processes left over were ended")
+
+    def _lost(self, why: str) -> StepExit:
+        message = f"how the step ended is unknown: {why}"
+        return StepExit(reason=Reason.SHIM_LOST, message=message, started=self._started["started"])
+
+
+class ProcessRuntime:
+    """Runs steps as processes of this host. `Runtime` tells what each method does."""
+
+    name = "process"
+
+    def __init__(self) -> None:
+        # A script is compiled at each start, which would take half of the shim's time.
+        source = Path(shim.__file__)
+        code = compile(source.read_bytes(), str(source), "exec", dont_inherit=True)
+        self._shim = importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
+
+    def start(self, plan: StepPlan) -> ProcessStep:
+        """Start the step, or attach where it was started before: never runs a step twice.
+
+        Raises `RuntimeFailedError`.
+        """
+        step = self.attach(plan)
+        if step is not None:
+            return step
+        try:
+            self._write(plan)
+            pid, answer = self._spawn(plan)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise RuntimeFailedError(
+                Reason.DISK_FULL if full else Reason.AGENT_ERROR, f"cannot start the step: {error}"
+            ) from error
+        message = _read_answer(answer)
+        step = self.attach(plan)
+        if step is None or step._started["shim"]["pid"] != pid:
+            os.waitpid(pid, 0)
+        if step is None:
+            raise _start_failure(plan, message)
+        return step
+
+    def attach(self, plan: StepPlan) -> ProcessStep | None:
+        """Find a step that was started before; None if it never was.
+
+        Raises `RuntimeFailedError` where its records contradict each other.
+        """
+        deadline = time.monotonic() + _START_LIMIT
+        while True:
+            alive = _locked(plan)  # looked at first: once it is free, the records are final
+            try:
+                started = _read(plan, "started")
+            except ValueError as error:
+                raise RuntimeFailedError(Reason.AGENT_ERROR, f"corrupt record: {error}") from None
+            if started is None and not alive:
+                return None
+            if started is not None:
+                shim_fd = _open_shim(started)
+                if shim_fd is not None or not alive:
+                    return ProcessStep(plan, started, shim_fd)
+            if time.monotonic() > deadline:
+                raise RuntimeFailedError(
+                    Reason.AGENT_ERROR, f"a step's supervisor in {plan.folder} does not answer"
+                )
+            time.sleep(_START_POLL)
+
+    def keep_alive(self, folder: Path) -> None:
+        """Tell the steps whose records are in ``folder`` that an agent looks after them."""
+        if folder.is_dir():
+            (folder / shim.ATTENTION).touch(mode=0o600)
+
+    def _write(self, plan: StepPlan) -> None:
+        plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.keep_alive(plan.folder)
+        name = f"step-{plan.number}"
+        stdin = plan.folder / f"{name}.stdin" if plan.stdin is not None else Path(os.devnull)
+        record = {
+            "format": shim.FORMAT,
+            "argv": plan.argv,
+            "env": dict(plan.env),
+            "cwd": str(plan.cwd),
+            "stdin": str(stdin),
+            "stdout": str(plan.stdout),
+            "stderr": str(plan.stderr),
+            "grace": plan.grace,
+            "orphan_limit": plan.orphan_limit,
+        }
+        _replace(plan.folder / _SHIM, self._shim)
+        if plan.stdin is not None:
+            _replace(stdin, plan.stdin)
+        _replace(plan.folder / f"{name}.json", record)
+
+    def _spawn(self, plan: StepPlan) -> tuple[int, int]:
+        """Start the shim; give its process id and the pipe that says when it has started."""
+        log = plan.folder / _LOG
+        bounded = not log.exists() or log.stat().st_size < _LOG_BYTES
+        argv = [sys.executable, "-I", "-S", "-X", "utf8", str(plan.folder / _SHIM)]
+        argv += [str(plan.folder), str(plan.number)]
+        # A Python may need it to start; nothing else of the agent's environment goes further.
+        env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        answer, write = os.pipe()
+        try:
+            pid = os.posix_spawn(
+                sys.executable,
+                argv,
+                env,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, write, 1),
+                    (
+                        os.POSIX_SPAWN_OPEN,
+                        2,
+                        str(log) if bounded else os.devnull,
+                        os.O_WRONLY | os.O_APPEND | os.O_CREAT,
+                        0o600,
+                    ),
+                ],
+                setsid=True,
+                setsigmask=(),
+            )
+        except OSError:
+            os.close(answer)
+            raise
+        finally:
+            os.close(write)
+        return pid, answer
+
+
+def _read_answer(answer: int) -> bytes:
+    """Read what the shim says until the step has started, or for as long as that may take."""
+    with open(answer, "rb", buffering=0) as pipe:
+        poller = select.poll()
+        poller.register(pipe, select.POLLIN)
+        said = b""
+        deadline = time.monotonic() + _START_LIMIT
+        while poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            chunk = pipe.read(4096)
+            if not chunk:
+                break
+            said += chunk
+        return said
+
+
+def _start_failure(plan: StepPlan, said: bytes) -> RuntimeFailedError:
+    if said:
+        reason, message = json.loads(said)
+        return RuntimeFailedError(Reason(reason), message)
+    return RuntimeFailedError(
+        Reason.AGENT_ERROR,
+        f"the step's supervisor ended before the step began: see {plan.folder / _LOG}",
+    )
+
+
+def _step_exit(record: dict[str, Any]) -> StepExit:
+    orphaned = record["stopped"] == "orphaned"
+    reason = Reason.ORPHANED if orphaned else record["reason"] and Reason(record["reason"])
+    return StepExit(
+        exit_code=record["exit_code"],
+        signal=record["signal"],
+        reason=reason,
+        message="no agent looked after the step" if orphaned else record["message"],
+        started=record["started"],
+        ended=record["ended"],
+        seconds=record["seconds"],
+        user_seconds=record["user_seconds"],
+        system_seconds=record["system_seconds"],
+        max_rss_bytes=record["max_rss_bytes"],
+        stopped=record["stopped"] is not None,
+    )
+
+
+def _open_shim(started: dict[str, Any]) -> int | None:
+    """Open the shim's process; None if it has ended, whoever has its number now."""
+    if started["boot_id"] != shim.boot_id():
+        return None
+    try:
+        fd = os.pidfd_open(started["shim"]["pid"])
+    except ProcessLookupError:
+        return None
+    process = shim.look(started["shim"]["pid"])
+    if process is None or process.start != started["shim"]["start"]:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _locked(plan: StepPlan) -> bool:
+    try:
+        with open(plan.folder / f"step-{plan.number}.lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _read(plan: StepPlan, kind: str) -> dict[str, Any] | None:
+    """Read a record of the step, None if there is none. Raises ValueError."""
+    try:
+        text = (plan.folder / f"step-{plan.number}.{kind}").read_bytes()
+    except FileNotFoundError:
+        return None
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError(f"step-{plan.number}.{kind} is not a JSON object")
+    return record
+
+
+def _replace(path: Path, content: bytes | dict[str, Any]) -> None:
+    """Write a file whole; not synced, as it is of no use after a restart of the machine."""
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    # Two agents may both try to start the step: each under a name of its own.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part.touch(mode=0o600)
+    part.write_bytes(data)
+    part.replace(path)
