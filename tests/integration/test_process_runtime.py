@@ -21,13 +21,16 @@ SAY_PID = "print(os.getpid(), flush=True); "
 SLEEP = "time.sleep(600)"
 DAEMON = """
 import os, sys, time
+read, write = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         print(os.getpid(), flush=True)
+        os.write(write, b"!")
         time.sleep(600)
     os._exit(0)
 os.wait()
+os.read(read, 1)
 """
 
 
