@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from simagent.client import Client
@@ -14,7 +15,10 @@ from simagent.ports.launcher import Launcher
 from simagent.ports.queue import Queue
 from simagent.ports.runtime import Runtime
 from simagent.ports.store import Store
-from simagent.worker.loop import Agent
+
+if TYPE_CHECKING:  # clients need no worker: they start faster without
+    from simagent.worker.loop import Agent
+    from simagent.worker.sweep import Sweeper
 
 
 def open_store(config: Config) -> Store:
@@ -55,7 +59,9 @@ def open_launcher(config: Config) -> Launcher | None:
     return HydraLauncher(config.mpirun) if detect(config.mpirun) else None
 
 
-def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | None = None) -> Agent:
+def open_agent(
+    config: Config, *, until_empty: bool = False, only: TaskKeys | None = None
+) -> "Agent":
     """Make the agent of this machine, on a state folder that is already held for it."""
     from simagent.runtimes.process import ProcessRuntime
     from simagent.telemetry.pump import LOCAL_PACE
@@ -63,6 +69,7 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
     from simagent.worker.context import Context, Settings
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
+    from simagent.worker.loop import Agent
 
     runtimes: dict[str, Runtime] = {"process": ProcessRuntime()} if config.allow_process else {}
     settings = Settings(
@@ -86,6 +93,17 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
         settings=settings,
     )
     return Agent(ctx, until_empty=until_empty, only=only)
+
+
+def open_sweeper(config: Config) -> "Sweeper":
+    """Make what sweeps the group once; it judges for the whole group, not for this machine."""
+    from simagent.worker.receive import Judge
+    from simagent.worker.sweep import Sweeper
+
+    ledger, clock = Ledger(open_store(config)), SystemClock()
+    judge = Judge(ledger, clock, config.times, can_run=lambda _spec: None)
+    queue = open_queue(config, config.group)
+    return Sweeper(ledger, queue, clock, config.times, judge, group=config.group)
 
 
 def _path(url: str) -> Path:

@@ -1,1 +1,33 @@
-"""The command line."""
+"""The command line: it parses, calls, and prints.
+
+Modules that are imported when a command line is parsed (`app`, `commands`, `options`) import
+nothing heavy, so that `--help` is fast; the commands import what they need when they are called.
+"""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line; every error ends here, as lines on standard error and an exit code."""
+    from simagent.cli.commands import app
+
+    try:
+        app(prog_name="simagent")
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:  # noqa: BLE001 - the last resort: it is shown, or raised again
+        from simagent.cli.failures import show
+
+        code = show(error)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:  # the reader has gone: Python would complain about it once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)

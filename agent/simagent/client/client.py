@@ -70,16 +70,27 @@ class Client:
         Without ``ring`` no agent is told: for those who run the task themselves. Raises
         `UsageError`: nothing was written then.
         """
+        stored, bodies = self.check(spec, base=base, task_id=task_id)
+        task = TaskKeys(spec.project, self._id(task_id))
+        self._submission.submit(task, stored, bodies, ring=ring)
+        return task
+
+    def check(
+        self, spec: Spec, *, base: Path, task_id: str | None = None
+    ) -> tuple[Spec, dict[int, Body]]:
+        """Give what `submit` would store: the spec, and what is uploaded for its inputs.
+
+        Writes nothing. Raises `UsageError`.
+        """
+        if task_id is not None:
+            self.task(task_id)
         refusals = list(unsupported(spec))
         if refusals:
             raise UsageError("\n".join(refusals))
         try:
-            stored, bodies = plan_inputs(spec, base)
+            return plan_inputs(spec, base)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        task = TaskKeys(spec.project, self._id(task_id))
-        self._submission.submit(task, stored, bodies, ring=ring)
-        return task
 
     def retry(self, task: TaskKeys) -> TaskKeys:
         """Submit an ended task once more: a new task with the same spec and inputs."""

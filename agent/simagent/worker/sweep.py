@@ -20,7 +20,7 @@ from simagent.ports.queue import Queue
 from simagent.ports.store import NotFoundError, PreconditionError
 from simagent.worker.receive import Claim, Close, Judge
 
-_BATCH = 200
+BATCH = 200
 
 log = structlog.get_logger()
 
@@ -77,7 +77,7 @@ class Sweeper:
         if after is None:
             return None
         swept = Swept()
-        for task in self._ledger.open_tasks(self._group, after=after, limit=_BATCH):
+        for task in self._ledger.open_tasks(self._group, after=after, limit=BATCH):
             swept.seen += 1
             try:
                 self._look(task, swept)
@@ -100,8 +100,8 @@ class Sweeper:
         if not force and seen is not None and seen != self._round:
             return None
         cursor = str(fields.get("cursor", ""))
-        batch = [t.id for t in self._ledger.open_tasks(self._group, after=cursor, limit=_BATCH)]
-        following = batch[-1] if len(batch) == _BATCH else ""
+        batch = [t.id for t in self._ledger.open_tasks(self._group, after=cursor, limit=BATCH)]
+        following = batch[-1] if len(batch) == BATCH else ""
         fields |= {"format": 1, "round": self._round + 1, "cursor": following}
         try:
             body = json.dumps(fields).encode()

@@ -1,0 +1,300 @@
+"""All commands: their arguments and help texts. What they do is imported when they are called."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simagent import __version__
+from simagent.cli.options import ConfigFile, Project, Queue, StateDir, Store, command
+
+if TYPE_CHECKING:
+    from simagent.config import Config
+
+app = typer.Typer(
+    name="simagent",
+    help="Run simulations from a task queue: on this machine, or on a fleet of them.",
+    rich_markup_mode=None,  # rich would be imported for --help
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecFile = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="Task file: .toml, .yaml or .json; - is stdin.")
+]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The task.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="The tasks.")]
+NewId = Annotated[
+    str | None,
+    typer.Option("--id", metavar="ID", help="Id of the new task; default: one is made."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+OutputDir = Annotated[
+    Path | None, typer.Option("-o", "--output-dir", metavar="DIR", help="Put the outputs here.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"simagent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    *,
+    queue: Queue = None,
+    store: Store = None,
+    state_dir: StateDir = None,
+    config: ConfigFile = None,
+    project: Project = None,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Run simulations from a task queue: on this machine, or on a fleet of them."""
+    ctx.obj = {
+        "queue": queue,
+        "store": store,
+        "state_dir": state_dir,
+        "config": config,
+        "project": project,
+    }
+
+
+@command(app, "run")
+def run(
+    config: "Config",
+    spec: SpecFile,
+    output_dir: OutputDir = None,
+    task_id: NewId = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the simulation's output alone.")
+    ] = False,
+) -> int:
+    """Submit a task, run it here, and follow it.
+
+    Exits with 0 if the task succeeded, with 1 if not. Ctrl-C kills the task; a second one leaves
+    at once.
+
+    \b
+    simagent run task.toml -o results
+    """
+    from simagent.cli.running import run_here
+
+    return run_here(config, spec, output_dir=output_dir, task_id=task_id, quiet=quiet)
+
+
+@command(app, "agent")
+def agent(
+    config: "Config",
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="End when no task waits and none runs.")
+    ] = False,
+) -> int:
+    """Run the agent: take tasks until told to stop.
+
+    SIGTERM lets go: simulations run on, and the next agent takes them up again. Ctrl-C takes no
+    more tasks and waits for those that run; a second one gives them back; a third one lets go.
+    """
+    from simagent.cli.daemon import run_agent
+
+    return run_agent(config, until_empty=until_empty)
+
+
+@command(app, "submit")
+def submit(
+    config: "Config",
+    spec: SpecFile,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print the log, exit with the outcome.")
+    ] = False,
+    task_id: NewId = None,
+) -> int:
+    """Submit a task; prints its id, and nothing else.
+
+    \b
+    id=$(simagent submit task.toml)
+    """
+    from simagent.cli.tasks import submit_task
+
+    return submit_task(config, spec, follow=follow, task_id=task_id)
+
+
+@command(app, "wait")
+def wait(config: "Config", task_ids: Ids, as_json: Json = False) -> int:
+    """Wait for the end of tasks.
+
+    Exits with 0 only if all of them succeeded."""
+    from simagent.cli.tasks import wait_for
+
+    return wait_for(config, task_ids, as_json=as_json)
+
+
+@command(app, "list")
+def list_(
+    config: "Config",
+    *,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", "-s", metavar="STATUS", help="Only these.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="GLOB", help="Only tasks of such a name.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="Only tasks tagged so.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="At most so many; 0: all of them.")
+    ] = 50,
+    as_json: Json = False,
+) -> None:
+    """List the tasks of the project, the newest first.
+
+    \b
+    simagent list --status running --name 'melt-*'
+    """
+    from simagent.cli.listing import list_tasks
+
+    list_tasks(
+        config, statuses=status or [], name=name, tags=tag or [], limit=limit, as_json=as_json
+    )
+
+
+@command(app, "show")
+def show(config: "Config", task_id: Id, as_json: Json = False) -> None:
+    """Show a task: its status, timeline, steps, attempts."""
+    from simagent.cli.listing import show_task
+
+    show_task(config, task_id, as_json=as_json)
+
+
+@command(app, "logs")
+def logs(
+    config: "Config",
+    task_id: Id,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
+    ] = False,
+    stdout: Annotated[bool, typer.Option("--stdout", help="The default.")] = False,
+    stderr: Annotated[
+        bool, typer.Option("--stderr", help="Print standard error; with --stdout: both.")
+    ] = False,
+) -> None:
+    """Print what a task's commands have written, byte for byte."""
+    from simagent.cli.following import print_logs
+
+    print_logs(config, task_id, follow=follow, stdout=stdout or not stderr, stderr=stderr)
+
+
+@command(app, "kill")
+def kill(
+    config: "Config",
+    task_ids: Ids,
+    grace: Annotated[
+        str | None,
+        typer.Option("--grace", metavar="TIME", help="From SIGTERM to SIGKILL, as 30 or 2min."),
+    ] = None,
+) -> None:
+    """End tasks.
+
+    What they have written so far is uploaded all the same."""
+    from simagent.cli.tasks import kill_tasks
+
+    kill_tasks(config, task_ids, grace=grace)
+
+
+@command(app, "retry")
+def retry(config: "Config", task_id: Id) -> None:
+    """Submit an ended task once more; prints the new id."""
+    from simagent.cli.tasks import retry_task
+
+    retry_task(config, task_id)
+
+
+@command(app, "download")
+def download(
+    config: "Config",
+    task_id: Id,
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATTERN", help="Globs of what to fetch; default: all."),
+    ] = None,
+    output_dir: OutputDir = None,
+) -> None:
+    """Fetch a task's outputs.
+
+    They go into a folder named after the task, unless another is named.
+
+    \b
+    simagent download ID '*.png' 'fields/**' -o results
+    """
+    from simagent.cli.downloading import download_outputs
+
+    download_outputs(config, task_id, patterns or [], output_dir)
+
+
+@command(app, "delete")
+def delete(config: "Config", task_ids: Ids) -> None:
+    """Delete ended tasks with their logs and outputs."""
+    from simagent.cli.tasks import delete_tasks
+
+    delete_tasks(config, task_ids)
+
+
+@command(app, "prune")
+def prune(
+    config: "Config",
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="TIME", help="Time since their end, as 30d.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete the tasks that ended some time ago.
+
+    \b
+    simagent prune --older-than 30d
+    """
+    from simagent.cli.tasks import prune_tasks
+
+    prune_tasks(config, older_than=older_than, yes=yes)
+
+
+@command(app, "sweep")
+def sweep(
+    config: "Config",
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Look once; do not wait to see which agents live.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look after the group's open tasks.
+
+    Rings lost bells again and ends what nobody can run, as agents do every few minutes. Whether
+    an agent lives takes two looks, a minute apart.
+    """
+    from simagent.cli.sweeping import sweep_group
+
+    sweep_group(config, wait=not no_wait, as_json=as_json)
+
+
+@command(app, "doctor")
+def doctor(config: "Config", as_json: Json = False) -> int:
+    """Tell what this machine offers, and what is missing.
+
+    Tries the store and the queue, and names the command that mends what is wrong."""
+    from simagent.cli.doctor import examine
+
+    return examine(config, as_json=as_json)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of task files."""
+    from simagent.cli.schema import schema_text
+
+    sys.stdout.write(schema_text())

@@ -1,0 +1,169 @@
+"""`simagent doctor`: what this machine offers, what is missing, and what mends it."""
+
+import os
+import platform
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import typer
+
+from simagent import __version__
+from simagent.cli.text import put, put_json, size
+from simagent.config import Config
+from simagent.ports.clock import Wake
+from simagent.ports.queue import QueueError
+from simagent.ports.store import StoreError
+from simagent.wiring import open_launcher, open_queue, open_store
+
+_LITTLE_SPACE = 2**30
+_COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. Only `missing` keeps the agent from its work; ``fix`` is a command or advice."""
+
+    name: str
+    verdict: Literal["ok", "note", "missing"]
+    text: str
+    fix: str = ""
+
+
+def examine(config: Config, *, as_json: bool) -> int:
+    """Print all findings; tell the exit code: 1 where something needed is missing."""
+    checks = [check for find in _CHECKS for check in find(config)]
+    if as_json:
+        put_json({"version": __version__, "checks": [asdict(check) for check in checks]})
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            verdict = check.verdict.ljust(7)
+            if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+                verdict = typer.style(verdict, fg=_COLOURS[check.verdict])
+            put(f"{verdict}  {check.name.ljust(width)}  {check.text}")
+            if check.fix:
+                put(f"{' ' * (9 + width)}  -> {check.fix}")
+    return int(any(check.verdict == "missing" for check in checks))
+
+
+def _machine(config: Config) -> Iterator[Check]:
+    del config
+    python = f"{platform.python_version()} ({sys.executable})"
+    yield Check("simagent", "ok", f"{__version__}, Python {python}")
+    cores = len(os.sched_getaffinity(0))
+    memory = psutil.virtual_memory()
+    yield Check("cores", "ok", f"{cores} usable, of {os.cpu_count() or cores}")
+    yield Check("memory", "ok", f"{size(memory.available)} free of {size(memory.total)}")
+
+
+def _state_dir(config: Config) -> Iterator[Check]:
+    path = config.state_dir.absolute()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield Check("state folder", "ok", str(path))
+    else:
+        fix = "name another with --state-dir, or SIMAGENT_STATE_DIR"
+        yield Check("state folder", "missing", f"{existing} cannot be written to", fix)
+    free = shutil.disk_usage(existing).free
+    enough = free >= _LITTLE_SPACE
+    fix = "" if enough else "simagent prune --older-than 30d, or name another --state-dir"
+    yield Check("disk", "ok" if enough else "note", f"{size(free)} free in {existing}", fix)
+
+
+def _store(config: Config) -> Iterator[Check]:
+    key = f"doctor/{secrets.token_hex(8)}"
+    try:
+        store = open_store(config)
+        etag = store.put(key, b"1", if_absent=True)
+        store.put(key, b"2", if_match=etag)
+        works = store.get(key).data == b"2"
+        store.delete(key)
+    except (StoreError, OSError) as error:
+        yield Check("store", "missing", f"{config.store_url}: {error}", "name another with --store")
+        return
+    verdict: Literal["ok", "missing"] = "ok" if works else "missing"
+    yield Check("store", verdict, f"{config.store_url}: compare-and-swap tried")
+
+
+def _queue(config: Config) -> Iterator[Check]:
+    try:
+        queue = open_queue(config, "simagent-doctor")
+        queue.send("doctor")
+        message = queue.receive(visibility=30.0, wait=1.0, wake=Wake())
+        if message is not None:
+            queue.delete(message.receipt)
+    except (QueueError, OSError) as error:
+        yield Check("queue", "missing", f"{config.queue_url}: {error}", "name another with --queue")
+        return
+    verdict: Literal["ok", "missing"] = "ok" if message else "missing"
+    yield Check("queue", verdict, f"{config.queue_url}: a message was sent and received")
+
+
+def _mpi(config: Config) -> Iterator[Check]:
+    path = shutil.which(config.mpirun)
+    if open_launcher(config) is not None:
+        yield Check("mpi", "ok", f"MPICH's {path}")
+        return
+    text = f"{path} is not MPICH's" if path else f"no {config.mpirun} on PATH"
+    yield Check("mpi", "note", f"{text}: steps with mpi cannot run", "pip install mpich")
+
+
+def _isolation(config: Config) -> Iterator[Check]:
+    if config.allow_process:
+        text = (
+            f"commands of tasks run as this user (uid {os.geteuid()}) and may do what it may, "
+            "also read its files and credentials: run only tasks you trust"
+        )
+        yield Check("isolation", "note", text)
+    else:
+        fix = "SIMAGENT_ALLOW_PROCESS=true"
+        yield Check("runtime", "missing", "allow_process is off, and nothing else is there", fix)
+    folder = _cgroup()
+    if folder is not None and os.access(folder, os.W_OK):
+        yield Check("cgroup v2", "ok", f"{folder} (limits are planned, not yet used)")
+    else:
+        yield Check("cgroup v2", "note", "not writable (limits are planned, not yet used)")
+    for program in ("docker", "apptainer"):
+        path = shutil.which(program)
+        yield Check(program, "note", f"{path or 'not found'} (planned, not yet used)")
+
+
+def _cgroup() -> Path | None:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("0::"):
+            folder = Path("/sys/fs/cgroup") / line.removeprefix("0::/")
+            return folder if (folder / "cgroup.controllers").exists() else None
+    return None
+
+
+def _clock(config: Config) -> Iterator[Check]:
+    del config
+    wall = time.time()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(wall))
+    if wall >= Path(__file__).stat().st_mtime - 86_400:
+        yield Check("clock", "ok", shown)
+    else:
+        text = f"{shown} is before simagent was installed: times shown will be wrong"
+        yield Check("clock", "note", text, "timedatectl set-ntp true")
+
+
+_CHECKS: tuple[Callable[[Config], Iterator[Check]], ...] = (
+    _machine,
+    _state_dir,
+    _store,
+    _queue,
+    _mpi,
+    _isolation,
+    _clock,
+)

@@ -1,0 +1,37 @@
+"""Print the logs of a task while they come."""
+
+import sys
+from collections.abc import Sequence
+
+from simagent.cli.text import say
+from simagent.client import Client
+from simagent.config import Config
+from simagent.domain.keys import STREAMS, Stream, TaskKeys
+from simagent.wiring import open_client
+
+
+def print_logs(config: Config, task_id: str, *, follow: bool, stdout: bool, stderr: bool) -> None:
+    """Print the streams asked for to standard output, as they are."""
+    client = open_client(config)
+    wanted: dict[Stream, bool] = {"stdout": stdout, "stderr": stderr}
+    streams = [stream for stream in STREAMS if wanted[stream]]
+    relay(client, client.task(task_id), streams, follow=follow, apart=False)
+
+
+def relay(
+    client: Client,
+    task: TaskKeys,
+    streams: Sequence[Stream] = STREAMS,
+    *,
+    follow: bool = True,
+    apart: bool = True,
+) -> None:
+    """Pass a task's logs on, with ``apart`` its standard error to ours."""
+    epoch = None
+    for piece in client.logs(task, streams, follow=follow):
+        if epoch not in (None, piece.epoch):
+            say(f"attempt {piece.epoch} of task {task.id} begins")
+        epoch = piece.epoch
+        target = sys.stderr if apart and piece.stream == "stderr" else sys.stdout
+        target.buffer.write(piece.data)
+        target.buffer.flush()
