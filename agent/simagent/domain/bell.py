@@ -17,7 +17,7 @@ def parse(body: str) -> TaskKeys:
     """Read a message. Raises ValueError that says what is wrong with it."""
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("the message is not JSON") from None
     if not isinstance(fields, dict):
         raise ValueError("the message is not a JSON object")

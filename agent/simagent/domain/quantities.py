@@ -1,5 +1,6 @@
 """Durations and sizes as people write them: `90`, `"15 min"`, `"2h"`; `"4GiB"`, `"500MB"`."""
 
+import math
 import re
 from typing import Annotated
 
@@ -19,7 +20,10 @@ def _parse(value: object, units: dict[str, float], example: str) -> object:
         raise ValueError(
             f'cannot read {value!r}: write a number, or one with a unit, as "{example}"'
         )
-    return float(match[1]) * units[match[2].lower()]
+    number = float(match[1]) * units[match[2].lower()]
+    if not math.isfinite(number):
+        raise ValueError(f'{value[:20]}... is too large: write something like "{example}"')
+    return number
 
 
 def parse_duration(value: object) -> object:
@@ -30,7 +34,7 @@ def parse_duration(value: object) -> object:
 def parse_size(value: object) -> object:
     """Turn `"4GiB"` into bytes; anything but a string is passed on. Raises ValueError."""
     parsed = _parse(value, dict(_SIZES), "4GiB")
-    return int(parsed) if isinstance(parsed, float) else parsed
+    return int(parsed) if isinstance(value, str) and isinstance(parsed, float) else parsed
 
 
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
