@@ -381,6 +381,7 @@ def test_a_killed_shim_is_reported_and_its_step_ended(folder: Folder, again: boo
     step = folder.runtime.start(plan)
     until(lambda: len(folder.reported()) == 2)
     os.kill(shim_pid(folder), signal.SIGKILL)
+    until(lambda: not alive(folder.reported()[1]), "the end of the main process, agent or not")
     found = ProcessRuntime().attach(plan) if again else step
     assert found is not None
     result = found.wait(LIMIT)
