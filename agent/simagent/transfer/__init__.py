@@ -1,1 +1,1 @@
-"""Inputs in, outputs out."""
+"""Inputs and outputs: archives, manifests, and how they come and go."""

@@ -1,0 +1,86 @@
+"""The manifest: what an attempt's outputs are, with their checksums. Written last."""
+
+import json
+from dataclasses import asdict, dataclass
+
+FORMAT = 1
+
+
+class ManifestError(ValueError):
+    """A manifest cannot be read; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file: ``size`` in bytes, ``mode`` its permission bits, ``mtime`` Unix time in ns."""
+
+    path: str
+    size: int
+    mode: int
+    mtime: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link, as it was found."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that is not in the archive, or not as it was when selected, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRef:
+    """The archive: its size in bytes and its checksum."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What was published. Paths are those of the archive's members."""
+
+    epoch: int
+    files: tuple[File, ...]
+    links: tuple[Link, ...] = ()
+    folders: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    changed: tuple[Skipped, ...] = ()
+    archive: ArchiveRef
+    format: int = FORMAT
+
+    def dump(self) -> bytes:
+        """Give its JSON. Bytes of names that are no UTF-8 are written as lone surrogates."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> "Manifest":
+        """Read its JSON. Raises `ManifestError`."""
+        try:
+            fields = json.loads(data)
+            if fields["format"] > FORMAT:
+                raise ManifestError(f"it has format {fields['format']}, newer than {FORMAT}")
+            return cls(
+                epoch=fields["epoch"],
+                files=tuple(
+                    File(f["path"], f["size"], f["mode"], f["mtime"], f["sha256"])
+                    for f in fields["files"]
+                ),
+                links=tuple(Link(link["path"]) for link in fields["links"]),
+                folders=tuple(fields["folders"]),
+                skipped=tuple(Skipped(s["path"], s["why"]) for s in fields["skipped"]),
+                changed=tuple(Skipped(s["path"], s["why"]) for s in fields["changed"]),
+                archive=ArchiveRef(fields["archive"]["size"], fields["archive"]["sha256"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ManifestError(f"a field is missing or wrong: {error}") from error
+        except json.JSONDecodeError as error:
+            raise ManifestError(str(error)) from error
