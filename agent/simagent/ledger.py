@@ -11,6 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from simagent.domain import keys
+from simagent.domain.ids import check_id, check_name
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import FORMAT as SPEC_FORMAT
@@ -46,7 +47,7 @@ def _parse(model: type[_Model], data: bytes, key: str, newest: int) -> _Model:
         if isinstance(version, int) and version > newest:
             raise TooNewError(f"{key} has format {version}, this version reads up to {newest}")
         return model.model_validate(fields)
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         first = str(error).splitlines()
         raise CorruptError(f"{key} cannot be read: {' '.join(first[:3])}") from error
 
@@ -64,6 +65,15 @@ def spec_bytes(spec: Spec) -> bytes:
 def sha256(data: bytes) -> str:
     """Give the SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def _there(refused: PreconditionError) -> Iterator[None]:
+    """Read what kept an object from being created; where nothing did, it was a passing conflict."""
+    try:
+        yield
+    except NotFoundError:
+        raise StoreUnavailableError(str(refused)) from refused
 
 
 class Ledger:
@@ -106,8 +116,8 @@ class Ledger:
         try:
             with self._counted():
                 self.store.put(task.spec, data, if_absent=True)
-        except PreconditionError:
-            with self._counted():
+        except PreconditionError as error:
+            with _there(error), self._counted():
                 existing = self.store.get(task.spec).data
             if existing != data:
                 raise SupersededError(f"task {task.id} exists already, with another spec") from None
@@ -118,8 +128,9 @@ class Ledger:
         try:
             with self._counted():
                 self.store.put(task.state, _dump(state), if_absent=True)
-        except PreconditionError:
-            return self.state(task)
+        except PreconditionError as error:
+            with _there(error):
+                return self.state(task)
         return state
 
     def change(self, task: TaskKeys, change: Callable[[State], State]) -> State:
@@ -163,21 +174,38 @@ class Ledger:
         with self._counted():
             self.store.delete(keys.open_marker(group, task.id))
 
-    def open_tasks(self, group: str, *, after: str, limit: int) -> Iterator[TaskKeys]:
-        """Walk the tasks that are not known to be terminal, in the order of ids, from ``after``."""
+    def open_ids(self, group: str, *, after: str, limit: int) -> list[str]:
+        """List the ids of tasks not known to be terminal, in their order, those past ``after``."""
         prefix = keys.open_prefix(group)
         with self._counted():
             entries = list(self.store.scan(prefix, after=prefix + after, limit=limit))
-        for entry in entries:
+        return [entry.key.removeprefix(prefix) for entry in entries]
+
+    def marked(self, group: str, task_id: str) -> TaskKeys | None:
+        """Find the task of a marker; None where the marker is gone.
+
+        Raises `CorruptError` where it names no task that can be.
+        """
+        key = keys.open_marker(group, task_id)
+        try:
+            with self._counted():
+                data = self.store.get(key).data
+        except NotFoundError:
+            return None
+        try:
+            return TaskKeys(check_name(json.loads(data)["project"]), check_id(task_id))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise CorruptError(f"{key} cannot be read: {error}") from error
+
+    def open_tasks(self, group: str, *, after: str, limit: int) -> Iterator[TaskKeys]:
+        """Walk the tasks not known to be terminal; markers that cannot be read are left out."""
+        for task_id in self.open_ids(group, after=after, limit=limit):
             try:
-                with self._counted():
-                    marker = json.loads(self.store.get(entry.key).data)
-            except NotFoundError:
+                task = self.marked(group, task_id)
+            except CorruptError:
                 continue
-            except ValueError:
-                marker = {}
-            project = marker.get("project", "default") if isinstance(marker, dict) else "default"
-            yield TaskKeys(str(project), entry.key.removeprefix(prefix))
+            if task is not None:
+                yield task
 
     def _read_state(self, task: TaskKeys) -> tuple[State, str]:
         with self._counted():

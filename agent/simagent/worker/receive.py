@@ -24,10 +24,14 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Hide:
-    """Nothing to do now: look again after some seconds."""
+    """Nothing to do now: look again after some seconds.
+
+    ``free`` where nobody holds the task alive, so that another agent may take it.
+    """
 
     seconds: float
     why: str
+    free: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +83,21 @@ class Suspects:
         self._times = times
         self._seen: dict[TaskKeys, _Suspicion] = {}
 
-    def observe(self, task: TaskKeys, judged: Judged, receipt: str | None) -> Sign:
-        """Note what was just read of a held task, and tell what it shows of its holder."""
+    def observe(self, task: TaskKeys, judged: Judged, receipt: str | None, asked: float) -> Sign:
+        """Note what was read of a held task, and tell what it shows of its holder.
+
+        ``asked`` is when the reading began: a slow answer proves no longer silence.
+        """
         seen = self._seen.get(task)
-        now = self._clock.now()
         if seen is not None and seen.judged != judged:
             del self._seen[task]
             return Sign.ALIVE
         if seen is None or seen.failures != self._ledger.failures:
+            now = self._clock.now()
             self._seen[task] = _Suspicion(judged, now, self._ledger.failures, receipt)
             return Sign.SILENT
         seen.receipt = receipt or seen.receipt
-        return Sign.DEAD if now - seen.since >= self._times.lease_ttl else Sign.SILENT
+        return Sign.DEAD if asked - seen.since >= self._times.lease_ttl else Sign.SILENT
 
     def forget(self, task: TaskKeys) -> None:
         """Stop watching a task."""
@@ -120,19 +127,22 @@ class Judge:
 
     def judge(self, task: TaskKeys, receipt: str | None = None) -> Verdict:
         """Read the task and decide. Raises StoreError, and `CorruptError` for its state."""
+        asked = self._clock.now()
         try:
             state = self._ledger.state(task)
         except NotFoundError:
             return self._settled(task, Gone())
         except TooNewError as error:
-            return self._settled(task, self._refused(f"{Reason.AGENT_TOO_OLD}: {error}"))
+            return self._settled(
+                task, self._refused(f"{Reason.AGENT_TOO_OLD}: {error}", free=False)
+            )
         if state.terminal:
             return self._settled(task, Gone())
         if state.status is Status.SUBMITTED:
             return self._settled(task, Hide(self._times.hide_submitted, "submission under way"))
         if state.status not in HELD:
             return self._settled(task, self._free(task, state, lost=False))
-        match self.suspects.observe(task, state.judged, receipt):
+        match self.suspects.observe(task, state.judged, receipt, asked):
             case Sign.ALIVE:
                 return Hide(self._times.hide_alive, "held, and its holder is alive")
             case Sign.SILENT:
@@ -161,8 +171,8 @@ class Judge:
             return self._refused(refusal)
         return Claim(state, spec, lost)
 
-    def _refused(self, why: str) -> Hide:
-        return Hide(self._times.hide_refused * random.uniform(1, 2), why)  # noqa: S311 - jitter
+    def _refused(self, why: str, *, free: bool = True) -> Hide:
+        return Hide(self._times.hide_refused * random.uniform(1, 2), why, free)  # noqa: S311 - jitter
 
     def _settled(self, task: TaskKeys, verdict: Verdict) -> Verdict:
         self.suspects.forget(task)
