@@ -1,24 +1,24 @@
 """SWEEP: walk the open tasks, ring lost bells again, end what nobody can run any more."""
 
-import json
 import random
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
+from pydantic import ValidationError
 
 from simagent.domain import bell, keys, mutations
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.reasons import Reason
-from simagent.domain.state import State, Status
+from simagent.domain.state import Record, State, Status
 from simagent.domain.times import Times
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue
 from simagent.ports.store import NotFoundError, PreconditionError
-from simagent.worker.receive import Claim, Close, Judge
+from simagent.worker.receive import Claim, Close, Hide, Judge
 
 BATCH = 200
 
@@ -36,10 +36,19 @@ class Swept:
     held: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+class _Turn(Record):
+    """What the agents of a group agree on: how often was swept, and where the walk goes on."""
+
+    format: int = 1
+    round: int = 0
+    cursor: str = ""
+
+
+@dataclass(slots=True)
 class _Quiet:
     bell_at: float | None
     since: float
+    looked: float
 
 
 class Sweeper:
@@ -73,43 +82,52 @@ class Sweeper:
 
     def sweep(self, *, force: bool = True) -> Swept | None:
         """Walk the next batch of open tasks. Raises StoreError, QueueError."""
-        after = self._take_turn(force=force)
-        if after is None:
+        batch = self._take_turn(force=force)
+        if batch is None:
             return None
         swept = Swept()
-        for task in self._ledger.open_tasks(self._group, after=after, limit=BATCH):
+        for task_id in batch:
             swept.seen += 1
             try:
-                self._look(task, swept)
+                task = self._ledger.marked(self._group, task_id)
+                if task is not None:  # else it ended just now
+                    self._look(task, swept)
             except (CorruptError, TooNewError) as error:
-                log.warning("open task cannot be read", task=task.id, error=str(error))
+                log.warning("open task cannot be read", task=task_id, error=str(error))
             except SupersededError:
                 continue  # somebody else did something about it just now
+        self._forget_old()
         log.info(Event.SWEPT, seen=swept.seen, rung=swept.rung, closed=swept.closed)
         return swept
 
-    def _take_turn(self, *, force: bool) -> str | None:
-        """Agree with the other agents on who sweeps; give where the walk goes on."""
+    def _take_turn(self, *, force: bool) -> list[str] | None:
+        """Agree with the other agents on who sweeps; give the ids of the tasks to look at."""
         key = keys.sweep(self._group)
-        try:
-            blob = self._ledger.store.get(key)
-            fields, etag = json.loads(blob.data), blob.etag
-        except (NotFoundError, ValueError):
-            fields, etag = {}, None
-        seen, self._round = self._round, int(fields.get("round", 0))
+        turn, etag = self._read_turn(key)
+        seen, self._round = self._round, turn.round
         if not force and seen is not None and seen != self._round:
             return None
-        cursor = str(fields.get("cursor", ""))
-        batch = [t.id for t in self._ledger.open_tasks(self._group, after=cursor, limit=BATCH)]
+        batch = self._ledger.open_ids(self._group, after=turn.cursor, limit=BATCH)
         following = batch[-1] if len(batch) == BATCH else ""
-        fields |= {"format": 1, "round": self._round + 1, "cursor": following}
+        turn = turn.with_(round=turn.round + 1, cursor=following)
         try:
-            body = json.dumps(fields).encode()
+            body = turn.model_dump_json().encode()
             self._ledger.store.put(key, body, if_match=etag, if_absent=etag is None)
         except PreconditionError:
             return None
-        self._round += 1
-        return cursor
+        self._round = turn.round
+        return batch
+
+    def _read_turn(self, key: str) -> tuple[_Turn, str | None]:
+        try:
+            blob = self._ledger.store.get(key)
+        except NotFoundError:
+            return _Turn(), None
+        try:
+            return _Turn.model_validate_json(blob.data), blob.etag
+        except ValidationError as error:
+            log.warning("sweep record cannot be read", key=key, error=str(error).splitlines()[0])
+            return _Turn(), blob.etag
 
     def _look(self, task: TaskKeys, swept: Swept) -> None:
         try:
@@ -134,7 +152,7 @@ class Sweeper:
                 self._ledger.change(task, change)
                 swept.closed += 1
                 self._tidy(task, swept)
-            case Claim():
+            case Claim() | Hide(free=True):
                 self._queue.send(bell.encode(task))
                 swept.rung += 1
             case _:
@@ -166,9 +184,14 @@ class Sweeper:
         now = self._clock.now()
         seen = self._quiet.get(task)
         if seen is None or seen.bell_at != bell_at:
-            self._quiet[task] = _Quiet(bell_at, now)
-            return 0.0
+            seen = self._quiet[task] = _Quiet(bell_at, now, now)
+        seen.looked = now
         return now - seen.since
+
+    def _forget_old(self) -> None:
+        """Forget tasks that have not been met for so long that others must have ended them."""
+        oldest = self._clock.now() - 2 * self._times.marker_limit
+        self._quiet = {task: seen for task, seen in self._quiet.items() if seen.looked >= oldest}
 
     def _tidy(self, task: TaskKeys, swept: Swept) -> None:
         self._ledger.remove_marker(self._group, task)
