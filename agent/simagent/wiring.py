@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -17,6 +18,7 @@ from simagent.ports.runtime import Runtime
 from simagent.ports.store import Store
 
 if TYPE_CHECKING:  # clients need no worker: they start faster without
+    from simagent.worker.context import Context
     from simagent.worker.loop import Agent
     from simagent.worker.sweep import Sweeper
 
@@ -63,13 +65,19 @@ def open_agent(
     config: Config, *, until_empty: bool = False, only: TaskKeys | None = None
 ) -> "Agent":
     """Make the agent of this machine, on a state folder that is already held for it."""
+    from simagent.worker.loop import Agent
+
+    return Agent(open_context(config), until_empty=until_empty, only=only)
+
+
+def open_context(config: Config) -> "Context":
+    """Make all that the agent works with."""
     from simagent.runtimes.process import ProcessRuntime
     from simagent.telemetry.pump import LOCAL_PACE
     from simagent.transfer.unpack import Limits
     from simagent.worker.context import Context, Settings
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
-    from simagent.worker.loop import Agent
 
     runtimes: dict[str, Runtime] = {"process": ProcessRuntime()} if config.allow_process else {}
     settings = Settings(
@@ -77,10 +85,10 @@ def open_agent(
         pass_env=config.pass_env,
         orphan_limit=config.orphan_limit,
         pack_threads=config.pack_threads or len(os.sched_getaffinity(0)),
-        pace=LOCAL_PACE,
+        pace=replace(LOCAL_PACE, sample=config.sample_every),
         inputs=Limits(max_bytes=config.max_input_bytes, max_files=config.max_input_files),
     )
-    ctx = Context(
+    return Context(
         ledger=Ledger(open_store(config)),
         lease_ledger=Ledger(open_store(config)),
         queue=open_queue(config, config.group),
@@ -92,7 +100,6 @@ def open_agent(
         launcher=open_launcher(config),
         settings=settings,
     )
-    return Agent(ctx, until_empty=until_empty, only=only)
 
 
 def open_sweeper(config: Config) -> "Sweeper":

@@ -21,8 +21,9 @@ from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue
 from simagent.ports.retry import retrying
 from simagent.ports.store import Body, NotFoundError
-from simagent.transfer.download import download
-from simagent.transfer.inputs import plan_inputs
+from simagent.transfer.download import Place, download
+from simagent.transfer.errors import OutputChangedError
+from simagent.transfer.inputs import InputChangedError, plan_inputs
 
 _PATIENCE = 60.0
 _TOMBSTONE_SECONDS = 30 * 86_400.0
@@ -72,7 +73,10 @@ class Client:
         """
         stored, bodies = self.check(spec, base=base, task_id=task_id)
         task = TaskKeys(spec.project, self._id(task_id))
-        self._submission.submit(task, stored, bodies, ring=ring)
+        try:
+            self._submission.submit(task, stored, bodies, ring=ring)
+        except (InputChangedError, OSError) as error:
+            raise ClientError(f"task {task.id} is not complete: {error}") from None
         return task
 
     def check(
@@ -159,17 +163,34 @@ class Client:
         task: TaskKeys,
         patterns: Sequence[str],
         target: Path,
-        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+        on_skip: Callable[[str, str], None] | None = None,
     ) -> Sequence[Path]:
         """Fetch the outputs that match a pattern (all without one) into a folder.
 
-        ``on_progress`` is told the bytes done and the bytes in all.
+        ``on_progress`` is told the bytes of each piece written, ``on_skip`` the path of what is
+        left out because it would lead out of the folder, and why. Raises OSError, too.
         """
         state = self.state(task)
         if state.output is None:
             hint = "they come with its end" if not state.terminal else "it published none"
             raise ClientError(f"task {task.id} is {state.status} and has no outputs: {hint}")
-        return download(self._ledger.store, state.output, patterns, target, on_progress)
+        try:
+            paths = download(
+                self._ledger.store,
+                state.output,
+                patterns or ["**"],
+                Place(target),
+                retry=self._retried,
+                on_progress=on_progress,
+                on_skip=on_skip,
+            )
+        except OutputChangedError as error:
+            raise ClientError(f"task {task.id}: {error}") from None
+        if not paths and patterns:
+            raise ClientError(f"task {task.id} has no output that matches {' or '.join(patterns)}")
+        return paths
 
     def delete(self, task: TaskKeys) -> None:
         """Remove an ended task and all that belongs to it; a tombstone is kept for 30 days."""

@@ -7,7 +7,7 @@ import structlog
 
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
-from simagent.domain.state import Attempt, Output, State, Status
+from simagent.domain.state import Attempt, Output, State, Status, Timing
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
@@ -113,7 +113,7 @@ class AttemptRun:
         except Partitioned as order:
             return self._give_back(Reason.PARTITIONED, str(order))
         except StepLostError as error:
-            return self._give_back(Reason.SHIM_LOST, str(error))
+            return self._give_back(error.reason, str(error))
         except Interrupted:
             raise
         except Exception as error:
@@ -123,9 +123,7 @@ class AttemptRun:
     def _execute(self) -> Ending:
         try:
             if not self._journal.entry.prepared:
-                prepare(
-                    self._ctx, self._spec, self._journal, self.orders, self._timeline, self._holding
-                )
+                prepare(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
         except InputError as error:
             return Ending(Status.FAILED, error.reason, str(error))
         if self.orders.kill is None:
@@ -157,14 +155,18 @@ class AttemptRun:
             log.warning("outputs not published", task=self.task.id, error=str(error))
             if attempt.reason is None:
                 attempt = attempt.with_(reason=Reason.OUTPUT_FAILED, message=str(error))
-        ended = self._ctx.clock.wall()
-        return output, attempt.with_(timings=self._timeline.as_dict(), ended=ended)
+        timings = attempt.timings | self._timeline.as_dict()
+        return output, attempt.with_(timings=timings, ended=self._ctx.clock.wall())
 
     def _attempt(self) -> Attempt:
         """What is to be told of this attempt so far."""
         steps = self._steps.records or self._journal.entry.attempt.steps
+        ran = {
+            f"step-{step.number}": Timing(seconds=step.seconds or 0.0, started=step.started)
+            for step in steps
+        }
         return self._journal.entry.attempt.with_(
             steps=steps,
-            timings=self._timeline.as_dict(),
-            ran_seconds=sum(step.seconds or 0.0 for step in steps),
+            timings=self._timeline.as_dict() | ran,
+            ran_seconds=sum(timing.seconds for timing in ran.values()),
         )

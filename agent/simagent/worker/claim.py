@@ -6,7 +6,7 @@ from simagent.domain import mutations
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
-from simagent.domain.state import Attempt, Holder, State
+from simagent.domain.state import Attempt, Holder, State, Status, Timing
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journal
@@ -42,6 +42,7 @@ def claim(
         version=identity.version,
         machine=dict(identity.machine),
         started=ctx.clock.wall(),
+        timings=_queue_wait(verdict.state, ctx.clock.wall()),
     )
     journal = ctx.journals.create(
         Entry(
@@ -85,3 +86,10 @@ def settle_intent(ctx: Context, journal: Journal) -> State | None:
     if entry.incarnation != me.incarnation:
         journal.write(incarnation=me.incarnation)
     return state
+
+
+def _queue_wait(state: State, now: float) -> dict[str, Timing]:
+    """Tell how long the task waited, by the clocks of whoever rang and of this machine."""
+    if state.bell_at is None or state.status is not Status.QUEUED:
+        return {}
+    return {"queue_wait": Timing(seconds=max(0.0, now - state.bell_at), started=state.bell_at)}

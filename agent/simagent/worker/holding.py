@@ -65,9 +65,7 @@ class Holding:
     def end(self, output: Output | None, attempt: Attempt) -> None:
         """Write the terminal state, read it back, and remove what only a live task needs."""
         at = self._ctx.clock.wall()
-        self.change(
-            partial(mutations.finish, me=self._me, output=output, attempt=attempt, at=at)
-        )
+        self.change(partial(mutations.finish, me=self._me, output=output, attempt=attempt, at=at))
         state = self.persist(partial(self._ctx.ledger.state, self._task))
         if attempt not in state.attempts:
             raise LeaseLost("the terminal state does not show this attempt")

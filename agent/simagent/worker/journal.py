@@ -85,6 +85,16 @@ class Journal:
         """The samples, one JSON object a line."""
         return self.folder / "metrics.jsonl"
 
+    @property
+    def inputs(self) -> Path:
+        """The snapshot of the task's folder as it was before the first step."""
+        return self.folder / "inputs.json"
+
+    @property
+    def scratch(self) -> Path:
+        """Where inputs are downloaded to."""
+        return self.folder / "scratch"
+
     def write(self, **changes: object) -> None:
         """Change the entry, durably. Raises OSError; the entry is unchanged then."""
         entry = self.entry.with_(**changes)
@@ -154,11 +164,12 @@ class Journals:
 
 def _write_durably(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.chmod(0o600)
     temporary.replace(path)
     _sync_folder(path.parent)
 

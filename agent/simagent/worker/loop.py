@@ -1,6 +1,5 @@
 """The agent's main loop: recovers, receives bells, starts attempts, keeps house."""
 
-import threading
 from dataclasses import dataclass
 
 import structlog
@@ -22,7 +21,7 @@ from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
 from simagent.worker.recovery import recover
 from simagent.worker.sweep import Sweeper
-from simagent.worker.threads import Threads
+from simagent.worker.threads import CoreThread, Threads
 
 _BATCH = 200
 _TICK = 10.0
@@ -34,7 +33,7 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class _Running:
     run: AttemptRun
-    thread: threading.Thread
+    thread: CoreThread
 
 
 class Agent:
@@ -109,7 +108,7 @@ class Agent:
     def _turn(self) -> bool:
         """Do what is due, then wait for the next thing; True when there is nothing left to do."""
         self.wake.clear()
-        self._running = [r for r in self._running if r.thread.is_alive()]
+        self._running = [r for r in self._running if not r.thread.ended]
         if self._threads.error is not None:
             raise self._threads.error
         for running in self._running:

@@ -32,7 +32,11 @@ class Ending:
 
 
 class StepLostError(Exception):
-    """A step's end is unknown, so that nothing can be said of its outputs."""
+    """A step was not run to its own end, through no fault of the task; `reason` names why."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class StepRunner:
@@ -64,7 +68,7 @@ class StepRunner:
         if entry.steps_started is None:
             self._journal.write(steps_started=self._ctx.clock.now())
         elif entry.boot_id != self._ctx.identity.boot_id:
-            raise StepLostError("the machine was rebooted while the steps ran")
+            raise StepLostError(Reason.SHIM_LOST, "the machine was rebooted while the steps ran")
         for number, command in enumerate(self._spec.commands):
             ending = self._before() or self._run(number, command)
             if ending is not None:
@@ -86,6 +90,8 @@ class StepRunner:
         except LaunchError as error:
             return Ending(Status.FAILED, Reason.MPI_UNAVAILABLE, f"commands[{number}]: {error}")
         except RuntimeFailedError as error:
+            if error.reason is Reason.AGENT_ERROR:
+                raise StepLostError(error.reason, f"commands[{number}]: {error}") from error
             return Ending(Status.FAILED, error.reason, f"commands[{number}]: {error}")
         task, epoch = self._journal.entry.task, self._journal.entry.epoch
         log.info(Event.STEP_STARTED, task=task, epoch=epoch, step=number, argv=plan.argv)
@@ -167,8 +173,8 @@ class StepRunner:
     ) -> Ending | None:
         if asked is not None and exit_.stopped:
             return asked()
-        if exit_.reason is Reason.SHIM_LOST:
-            raise StepLostError(exit_.message)
+        if exit_.reason in (Reason.SHIM_LOST, Reason.ORPHANED):
+            raise StepLostError(exit_.reason, exit_.message)
         where = f"commands[{number}] ({plan.argv[0]})"
         if exit_.reason is not None:
             return Ending(Status.FAILED, exit_.reason, f"{where}: {exit_.message}")

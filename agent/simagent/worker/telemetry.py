@@ -1,9 +1,8 @@
 """The telemetry of one attempt, set up from its journal."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from simagent.domain.keys import STREAMS
+from simagent.domain.keys import STREAMS, AttemptKeys
 from simagent.telemetry.logs import LogShipper
 from simagent.telemetry.metrics import Sampler
 from simagent.telemetry.pump import TelemetryPump
@@ -23,18 +22,15 @@ class Telemetry:
         on_crash: Callable[[BaseException], None],
     ) -> None:
         self._clock = ctx.clock
-        keys = journal.entry.keys.attempt(journal.entry.epoch)
-        store = ctx.ledger.store
+        self._store = ctx.ledger.store
+        self._journal = journal
         journal.logs.mkdir(exist_ok=True)
-        journal.artifacts.mkdir(parents=True, exist_ok=True)
-        self._logs = LogShipper(store, keys, {stream: journal.logs / stream for stream in STREAMS})
-        self._metrics = MetricsLog(store, keys, journal.metrics)
         self._pump = TelemetryPump(
-            logs=self._logs,
-            metrics=self._metrics,
+            logs=self._logs(),
+            metrics=self._metrics(),
             sampler=Sampler(
                 pids=pids,
-                workdir=Path(journal.artifacts),
+                workdir=journal.folder,
                 host=str(ctx.identity.machine.get("hostname", "")),
                 clock=ctx.clock,
             ),
@@ -53,6 +49,22 @@ class Telemetry:
         return self._pump.stop(self._clock.now() + within, final=final)
 
     def finish(self) -> None:
-        """Ship what `stop` could not. Raises StoreError."""
-        self._logs.finish()
-        self._metrics.ship()
+        """Ship what `stop` could not. Raises StoreError.
+
+        With shippers of its own: a call of the stopped thread may still be hanging in the others.
+        """
+        self._logs().finish()
+        metrics = self._metrics()
+        while metrics.ship():
+            continue
+
+    def _logs(self) -> LogShipper:
+        files = {stream: self._journal.logs / stream for stream in STREAMS}
+        return LogShipper(self._store, self._keys, files)
+
+    def _metrics(self) -> MetricsLog:
+        return MetricsLog(self._store, self._keys, self._journal.metrics)
+
+    @property
+    def _keys(self) -> AttemptKeys:
+        return self._journal.entry.keys.attempt(self._journal.entry.epoch)

@@ -11,6 +11,12 @@ from simagent.ports.clock import Wake
 log = structlog.get_logger()
 
 
+class CoreThread(threading.Thread):
+    """A thread of the agent. ``ended`` is true as soon as its work is done, before it is gone."""
+
+    ended = False
+
+
 class Threads:
     """Starts threads and notices when one dies of an error.
 
@@ -21,7 +27,7 @@ class Threads:
         self._wake = wake
         self.error: BaseException | None = None
 
-    def start(self, name: str, target: Callable[[], None]) -> threading.Thread:
+    def start(self, name: str, target: Callable[[], None]) -> CoreThread:
         """Run ``target`` in a thread of its own."""
 
         def run() -> None:
@@ -30,9 +36,10 @@ class Threads:
             except BaseException as error:  # noqa: BLE001 - reported, and it ends the agent
                 self.crashed(error)
             finally:
+                thread.ended = True
                 self._wake.set()
 
-        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread = CoreThread(target=run, name=name, daemon=True)
         thread.start()
         return thread
 

@@ -1,0 +1,60 @@
+"""PREPARING: lay the inputs into the task's folder."""
+
+import shutil
+
+from simagent.domain.keys import TaskKeys
+from simagent.domain.spec import Spec
+from simagent.domain.state import Output
+from simagent.ledger import CorruptError, TooNewError
+from simagent.ports.retry import InterruptedRetryError
+from simagent.ports.store import NotFoundError
+from simagent.telemetry.timeline import Timeline
+from simagent.transfer.fetch import Sources, fetch_inputs
+from simagent.transfer.outputs import snapshot
+from simagent.worker.context import Context
+from simagent.worker.journal import Journal
+from simagent.worker.orders import Orders
+
+
+def prepare(
+    ctx: Context, spec: Spec, journal: Journal, orders: Orders, *, timeline: Timeline
+) -> None:
+    """Lay the inputs, from the start where an earlier try was interrupted.
+
+    Returns early when a kill comes. Raises `simagent.transfer.errors.InputError`, OSError, and
+    `Interrupted` where an order came.
+    """
+    sources = Sources(
+        store=ctx.ledger.store,
+        keys=journal.entry.keys,
+        resolve_task=lambda task: _output_of(ctx, TaskKeys(journal.entry.project, task)),
+        clock=ctx.clock,
+        wake=orders.wake,
+        limits=ctx.settings.inputs,
+        allow_file=ctx.settings.allow_file_inputs,
+    )
+    while orders.kill is None:
+        orders.check()
+        shutil.rmtree(journal.artifacts, ignore_errors=True)
+        journal.artifacts.mkdir(parents=True)
+        try:
+            timings = fetch_inputs(
+                spec.inputs, sources, root=journal.artifacts, scratch=journal.scratch
+            )
+        except InterruptedRetryError:
+            orders.wake.clear()
+            continue
+        for name, timing in timings.items():
+            timeline.add(
+                name.rpartition(".")[2], timing.seconds, timing.bytes, started=timing.started
+            )
+        snapshot(journal.artifacts).save(journal.inputs)
+        journal.write(prepared=True)
+        return
+
+
+def _output_of(ctx: Context, task: TaskKeys) -> Output | None:
+    try:
+        return ctx.ledger.state(task).output
+    except (NotFoundError, CorruptError, TooNewError):
+        return None

@@ -1,0 +1,82 @@
+"""FINAL's work: what the run made goes into the store, with its logs and metrics beside it."""
+
+import structlog
+
+from simagent.domain.keys import STREAMS
+from simagent.domain.spec import Spec
+from simagent.domain.state import Output
+from simagent.ports.store import StoreError
+from simagent.telemetry.segments import write_csv
+from simagent.telemetry.timeline import Timeline
+from simagent.transfer.outputs import EMPTY, Snapshot, select, snapshot, upload_outputs
+from simagent.worker.context import Context
+from simagent.worker.holding import Holding
+from simagent.worker.journal import Journal
+
+_TAIL_BYTES = 4096
+_TAIL_LINES = 20
+
+log = structlog.get_logger()
+
+
+class OutputFailedError(Exception):
+    """The outputs cannot be published; the message says why."""
+
+
+def publish(
+    ctx: Context, spec: Spec, journal: Journal, timeline: Timeline, holding: Holding
+) -> Output:
+    """Pack and upload the outputs; may be repeated after a crash anywhere.
+
+    Raises `OutputFailedError`, and `Interrupted` where an order came.
+    """
+    entry = journal.entry
+    try:
+        journal.artifacts.mkdir(parents=True, exist_ok=True)
+        selection = select(journal.artifacts, _before(journal), spec.outputs)
+        extras = {f"{name}.txt": journal.logs / name for name in STREAMS}
+        csv = journal.folder / "system_metrics.csv"
+        if journal.metrics.exists():
+            write_csv(journal.metrics, csv)
+            extras[csv.name] = csv
+        uploaded = upload_outputs(
+            ctx.ledger.store,
+            entry.keys.attempt(entry.epoch),
+            selection,
+            extras,
+            epoch=entry.epoch,
+            threads=ctx.settings.pack_threads,
+            retry=holding.persist,
+            clock=ctx.clock,
+        )
+    except (OSError, StoreError) as error:
+        raise OutputFailedError(f"outputs not published: {error}") from error
+    for note in uploaded.changed:
+        log.warning("output changed while packed", task=entry.task, path=note.path, why=note.why)
+    # The archive is uploaded while it is packed: the two take the same time.
+    timeline.add("pack", uploaded.upload_seconds, uploaded.output.bytes)
+    timeline.add("upload", uploaded.upload_seconds, uploaded.output.archive_bytes)
+    timeline.add("verify", uploaded.verify_seconds, uploaded.output.archive_bytes)
+    return uploaded.output
+
+
+def stderr_tail(journal: Journal) -> str:
+    """Give the last lines of standard error, for `show`."""
+    try:
+        with (journal.logs / "stderr").open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            text = file.read(_TAIL_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])
+
+
+def _before(journal: Journal) -> Snapshot:
+    if not journal.entry.prepared:
+        return snapshot(journal.artifacts)  # nothing ran: whatever lies there is no output
+    try:
+        return Snapshot.load(journal.inputs)
+    except (OSError, ValueError) as error:
+        log.warning("inputs not known, all files are published", error=str(error))
+        return EMPTY

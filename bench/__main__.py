@@ -1,0 +1,21 @@
+"""Run all benchmarks, or those named, and print the budget table."""
+
+import importlib
+import sys
+
+from bench.report import Result, show
+
+NAMES = ("startup", "latency", "slowdown", "logs", "archive", "idle", "fleet_throughput")
+
+
+def main() -> int:
+    results: list[Result] = []
+    for name in sys.argv[1:] or NAMES:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        results += importlib.import_module(f"bench.{name}").run()
+    show(results)
+    return 0 if all(result.ok for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
