@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from simagent.cli.text import columns, printable, put, size
+from simagent.cli.text import columns, printable, put, say, size
 from simagent.client import Client
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
@@ -26,19 +26,25 @@ def download_outputs(
 
 def fetch(client: Client, task: TaskKeys, patterns: Sequence[str], folder: Path) -> Iterator[str]:
     """Fetch outputs into a folder; give the lines that list them."""
-    with _progress_bar() as on_progress:
-        paths = client.download(task, patterns, folder, on_progress)
-    yield f"{len(paths)} outputs in {folder}:"
-    places = [folder / path for path in paths]
+    output = client.state(task).output
+    total = output.bytes if output and not patterns else None
+    with _progress_bar(total) as on_progress:
+        paths = client.download(task, patterns, folder, on_progress=on_progress, on_skip=_skipped)
+    files = sorted(path for path in paths if path.is_symlink() or not path.is_dir())
+    yield f"{len(files)} outputs in {folder}:"
     yield from columns(
-        [(f"  {printable(str(place))}", size(place.lstat().st_size)) for place in places[:_SHOWN]]
+        [(f"  {printable(str(path))}", size(path.lstat().st_size)) for path in files[:_SHOWN]]
     )
-    if len(places) > _SHOWN:
-        yield f"  … and {len(places) - _SHOWN} more"
+    if len(files) > _SHOWN:
+        yield f"  … and {len(files) - _SHOWN} more"
+
+
+def _skipped(path: str, why: str) -> None:
+    say(f"{printable(path)} is left out: {why}")
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+def _progress_bar(total: int | None) -> Iterator[Callable[[int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
@@ -54,5 +60,5 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
         transient=True,
     )
     with bar:
-        job = bar.add_task("outputs", total=None)
-        yield lambda done, total: bar.update(job, completed=done, total=total)
+        job = bar.add_task("outputs", total=total)
+        yield lambda count: bar.advance(job, count)

@@ -171,6 +171,7 @@ def inflate(archive: BinaryIO, entry: Entry, end: int) -> Iterator[bytes]:
     start = data_start(archive, entry)
     if start + entry.packed > end:
         raise ZipError(f"{entry.path!r} overlaps another member")
+    archive.seek(start)
     size = crc = 0
     for piece in _inflated(archive, entry):
         size += len(piece)
