@@ -29,7 +29,7 @@ class Event(StrEnum):
     TASK_PUBLISHED = "task_published", "The task has ended.", "task epoch status"
     TASK_REQUEUED = "task_requeued", "The task was given back to the queue.", "task epoch reason"
     LEASE_LOST = "lease_lost", "Another holds the task: the local run is ended.", "task epoch"
-    LEASE_LATE = "lease_late", "The lease could not be renewed; the run goes on.", "task error"
+    LEASE_LATE = "lease_late", "The lease could not be renewed in time.", "task seconds error"
     JOURNAL_SET_ASIDE = "journal_set_aside", "A local record could not be read.", "path error"
     SWEPT = "swept", "The group's open tasks were looked through.", "seen rung closed"
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
 
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
@@ -136,7 +135,7 @@ class Journals:
                     raise ValueError(f"written in format {entry.format}, by a newer version")
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
-            except (OSError, ValueError, ValidationError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 self.set_aside(folder, str(error).splitlines()[0])
             else:
                 yield Journal(folder, entry)
@@ -158,8 +157,12 @@ class Journals:
         if not self._aside.exists():
             return
         for folder in self._aside.iterdir():
-            if folder.lstat().st_mtime < before:
+            if folder.lstat().st_mtime >= before:
+                continue
+            if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder, ignore_errors=True)
+            else:
+                folder.unlink(missing_ok=True)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -46,6 +46,7 @@ class Lease:
         self._renewed = clock.now()
         self._stop = Wake()
         self._quiet = False
+        self._late = False
 
     def run(self) -> None:
         """Renew until `stop`, or until another is proven to hold the task."""
@@ -58,20 +59,21 @@ class Lease:
                     self._orders.interrupt(LeaseLost(str(error)))
                 return
             except (StoreError, CorruptError, TooNewError) as error:
-                self._late(error)
+                self._lapse(error)
                 wait = self._times.renew_retry
             else:
                 wait = self._times.renew_every
 
     def renew(self) -> State:
         """Renew once. Raises StoreError, and `SupersededError` where the lease is lost."""
-        beat = self._beat + 1
-        attempt = self._progress()
+        # A beat of its own for each try: one whose answer was lost must not stand in for the next.
+        self._beat += 1
+        beat, attempt = self._beat, self._progress()
         state = self._ledger.change(
             self._task, lambda s: mutations.renew(s, me=self._me, beat=beat, attempt=attempt)
         )
-        self._beat = beat
         self._renewed = self._clock.now()
+        self._late = False
         if state.kill is not None:
             self._orders.ask_kill(state.kill)
         return state
@@ -84,10 +86,12 @@ class Lease:
         """End the thread."""
         self._stop.set()
 
-    def _late(self, error: Exception) -> None:
+    def _lapse(self, error: Exception) -> None:
         # Expiry only permits others to claim; without proof that one did, the run goes on.
         silent = self._clock.now() - self._renewed
-        if silent >= self._times.lease_ttl:
-            log.warning(Event.LEASE_LATE, task=self._task.id, seconds=silent, error=str(error))
-            if self._stop_on_partition:
-                self._orders.interrupt(Partitioned(f"the store was not reached for {silent:.0f} s"))
+        if silent < self._times.lease_ttl or self._late:
+            return
+        self._late = True
+        log.warning(Event.LEASE_LATE, task=self._task.id, seconds=silent, error=str(error))
+        if self._stop_on_partition:
+            self._orders.interrupt(Partitioned(f"the store was not reached for {silent:.0f} s"))
