@@ -1,12 +1,14 @@
 """RECEIVE and DEAD: what an agent does about a bell, line by line of the protocol."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from fakes.clock import FakeClock
 from fakes.faults import DROP, UNAVAILABLE, Fault, Faults, FaultyStore, delay
 from fakes.store import MemoryStore
 from fakes.tasks import beat, place
 from simagent.domain import mutations
+from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
@@ -310,6 +312,17 @@ def test_a_dead_holders_task_that_cannot_run_here_is_free_for_others() -> None:
 
 
 # --- Suspects -----------------------------------------------------------------------------------
+
+
+def test_a_suspicion_is_logged_once() -> None:
+    it = Fixture()
+    task = place(it.good, "running")
+    with capture_logs() as logs:
+        for _ in range(3):
+            it.judge.judge(task)
+    assert [(line["event"], line["task"], line["epoch"]) for line in logs] == [
+        (Event.TASK_SUSPECTED, "T1", 1)
+    ]
 
 
 def test_suspects_are_due_after_the_ttl_with_their_bells() -> None:

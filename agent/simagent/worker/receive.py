@@ -5,7 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import structlog
+
 from simagent.domain import mutations
+from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
@@ -15,6 +18,8 @@ from simagent.domain.times import Times
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.store import NotFoundError
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +31,13 @@ class Gone:
 class Hide:
     """Nothing to do now: look again after some seconds.
 
-    ``free`` where nobody holds the task alive, so that another agent may take it.
+    ``refused`` where this agent cannot run the task; ``free`` where nobody holds it alive, so
+    that another agent may take it.
     """
 
     seconds: float
     why: str
+    refused: bool = False
     free: bool = False
 
 
@@ -95,6 +102,7 @@ class Suspects:
         if seen is None or seen.failures != self._ledger.failures:
             now = self._clock.now()
             self._seen[task] = _Suspicion(judged, now, self._ledger.failures, receipt)
+            log.info(Event.TASK_SUSPECTED, task=task.id, epoch=judged.epoch)
             return Sign.SILENT
         seen.receipt = receipt or seen.receipt
         return Sign.DEAD if asked - seen.since >= self._times.lease_ttl else Sign.SILENT
@@ -172,7 +180,8 @@ class Judge:
         return Claim(state, spec, lost)
 
     def _refused(self, why: str, *, free: bool = True) -> Hide:
-        return Hide(self._times.hide_refused * random.uniform(1, 2), why, free)  # noqa: S311 - jitter
+        seconds = self._times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
+        return Hide(seconds, why, refused=True, free=free)
 
     def _settled(self, task: TaskKeys, verdict: Verdict) -> Verdict:
         self.suspects.forget(task)

@@ -54,8 +54,10 @@ class Reception:
         match verdict:
             case Gone():
                 self._dismiss(task, receipt)
-            case Hide(seconds=seconds, why=why):
-                self._hide(task, receipt, seconds, why)
+            case Hide(refused=True):
+                self._refuse(task, receipt, verdict.seconds, verdict.why)
+            case Hide():
+                self._hide(receipt, verdict.seconds)
             case Close(change=change):
                 self._close(task, change, receipt)
             case Claim():
@@ -77,7 +79,7 @@ class Reception:
             raise
         except OSError as error:
             seconds = self._ctx.times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
-            self._hide(task, receipt, seconds, f"cannot write down the claim: {error}")
+            self._refuse(task, receipt, seconds, f"cannot write down the claim: {error}")
             return
         if claimed is not None:
             self._start(*claimed, verdict.spec)
@@ -87,8 +89,11 @@ class Reception:
         if receipt is not None:
             self._ctx.queue.delete(receipt)
 
-    def _hide(self, task: TaskKeys, receipt: str | None, seconds: float, why: str) -> None:
+    def _refuse(self, task: TaskKeys, receipt: str | None, seconds: float, why: str) -> None:
         log.info(Event.TASK_REFUSED, task=task.id, reason=why)
+        self._hide(receipt, seconds)
+
+    def _hide(self, receipt: str | None, seconds: float) -> None:
         if receipt is not None:
             self._ctx.queue.hide(receipt, seconds)
 
