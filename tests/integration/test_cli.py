@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +68,12 @@ def cli(tmp_path: Path) -> Cli:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cli, str]]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
     """A command line whose one task has succeeded."""
     cli = Cli(tmp_path_factory.mktemp("ran"))
     task = cli.submit(HELLO)
     cli("agent", "--until-empty")
-    yield cli, task
+    return cli, task
 
 
 def test_version_and_help(cli: Cli) -> None:
