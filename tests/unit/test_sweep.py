@@ -351,3 +351,21 @@ def test_a_turn_whose_answer_was_lost_is_given_up_not_taken_twice() -> None:
     sweeper.sweep_if_due()
     assert sweeper.sweep_if_due() is not None
     assert it.rung() == ["T1"]
+
+
+def test_a_task_that_somebody_else_sees_to_just_now_is_left_to_them() -> None:
+    it = Fixture()
+    task = it.place("running", id="A", kill={"by": "u", "at": 1.0})
+    it.place("queued", id="B", bell_at=None)
+    sweeper = it.sweeper()
+    sweeper.sweep()
+    it.clock.advance(TTL)
+
+    def before(call: str, key: str) -> None:
+        if call == "put" and key == task.state:
+            beat(it.good, task)
+
+    it.faults.before = before
+    result = swept(sweeper.sweep())
+    assert (result.seen, result.closed) == (2, 0)
+    assert it.good.state(task).status is Status.RUNNING
