@@ -11,9 +11,10 @@ The key of a scan is its prefix, that of a queue call the body (`send`, `reject`
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from itertools import islice
 from typing import BinaryIO
 
@@ -49,6 +50,8 @@ class Kind(Enum):
     """The connection breaks in the middle of the data of `open`, `scan` or `upload`."""
     DUPLICATE = auto()
     """A message is sent twice, or received while it stays visible to others."""
+    LATE = auto()
+    """A `put` is given up on and applied later, if its condition holds then; else as DROP."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,14 @@ def delay(seconds: float) -> Fault:
     return Fault(Kind.DELAY, seconds)
 
 
+def late(seconds: float) -> Fault:
+    """Make a fault that lets a `put` happen after its caller was told that it failed.
+
+    It happens before the first call that is made ``seconds`` later or after that.
+    """
+    return Fault(Kind.LATE, seconds)
+
+
 Plan = Callable[[str, str], Fault | None]
 Hook = Callable[[str, str], object]
 
@@ -91,22 +102,43 @@ class Faults:
     plan: Plan = _nothing
     before: Hook = _nothing
     calls: list[tuple[str, str]] = field(default_factory=list)
+    under_way: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+    """What was given up on and will be applied, and when."""
 
     def next(self, call: str, key: str) -> Fault | None:
         """Record a call and tell its fault."""
+        self.arrive()
         self.calls.append((call, key))
         self.before(call, key)
         return self.plan(call, key)
 
+    def arrive(self) -> None:
+        """Apply what was given up on and is due by now; nobody hears of its errors."""
+        now = self.clock.now()
+        due = [apply for when, apply in self.under_way if when <= now]
+        self.under_way[:] = [each for each in self.under_way if each[0] > now]
+        for apply in due:
+            with suppress(StoreError):
+                apply()
+
     @contextmanager
     def around(
-        self, call: str, key: str, error: type[StoreError] | type[QueueUnavailableError]
+        self,
+        call: str,
+        key: str,
+        error: type[StoreError] | type[QueueUnavailableError],
+        later: Callable[[], object] | None = None,
     ) -> Iterator[Kind | None]:
-        """Do the block as the call's fault lets it; gives the kinds the block itself must mind."""
+        """Do the block as the call's fault lets it; gives the kinds the block itself must mind.
+
+        ``later`` is what the fault LATE does in the block's place.
+        """
         fault = self.next(call, key) or delay(0)
+        if fault.kind is Kind.LATE and later is not None:
+            self.under_way.append((self.clock.now() + fault.seconds, later))
         if fault.kind in (Kind.DROP, Kind.DELAY):
             self.clock.wait(fault.seconds)
-        if fault.kind in (Kind.DROP, Kind.UNAVAILABLE):
+        if fault.kind in (Kind.DROP, Kind.UNAVAILABLE, Kind.LATE):
             raise error(f"injected {fault.kind.name} of {call} {key}")
         yield fault.kind
         if fault.kind is Kind.LOST_ANSWER:
@@ -128,10 +160,11 @@ class FaultyStore:
     def put(
         self, key: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False
     ) -> str:
-        with self.faults.around("put", key, StoreUnavailableError) as kind:
+        put = partial(self.inner.put, key, data, if_match=if_match, if_absent=if_absent)
+        with self.faults.around("put", key, StoreUnavailableError, put) as kind:
             if kind is Kind.PRECONDITION:
                 raise PreconditionError(f"injected PRECONDITION of put {key}")
-            return self.inner.put(key, data, if_match=if_match, if_absent=if_absent)
+            return put()
 
     def delete(self, key: str) -> None:
         with self.faults.around("delete", key, StoreUnavailableError):

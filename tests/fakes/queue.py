@@ -66,6 +66,14 @@ class MemoryQueue:
                 self._messages.remove(stored)
                 self.dead.append((stored.body, reason))
 
+    def lose_all(self) -> None:
+        """Forget every message, as no queue should."""
+        self._messages.clear()
+
+    def bodies(self) -> list[str]:
+        """Tell the messages that are in the queue, hidden or not."""
+        return [message.body for message in self._messages]
+
     def dead_letters(self) -> list[tuple[str, str]]:
         return list(self.dead)
 

@@ -75,16 +75,25 @@ def settle_intent(ctx: Context, journal: Journal) -> State | None:
 
     Raises StoreError while that cannot be known.
     """
+    mine = ctx.identity.incarnation
+    if journal.entry.incarnation != mine:
+        # Written down before it is done: wherever this incarnation dies, the next one knows
+        # under which names the lease may be this agent's.
+        earlier = (*journal.entry.earlier, journal.entry.incarnation)
+        journal.write(incarnation=mine, earlier=earlier)
     entry = journal.entry
-    me = entry.holder.model_copy(update={"incarnation": ctx.identity.incarnation})
+
+    def take_over(state: State) -> State:
+        lease = state.lease
+        before = lease.incarnation if lease and lease.incarnation in entry.earlier else mine
+        return mutations.adopt(state, me=entry.holder, before=before)
+
     try:
-        state = ctx.ledger.change(
-            entry.keys, lambda s: mutations.adopt(s, me=me, before=entry.incarnation)
-        )
+        state = ctx.ledger.change(entry.keys, take_over)
     except (SupersededError, NotFoundError):
         return None
-    if entry.incarnation != me.incarnation:
-        journal.write(incarnation=me.incarnation)
+    if entry.earlier:
+        journal.write(earlier=())
     return state
 
 

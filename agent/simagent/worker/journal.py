@@ -36,6 +36,8 @@ class Entry(Record):
     epoch: int
     agent: str
     incarnation: str
+    earlier: tuple[str, ...] = ()
+    """Incarnations whose lease may still stand in the state, while a restart takes it over."""
     receipt: str | None = None
     boot_id: str
     steps_started: float | None = None

@@ -7,6 +7,7 @@ from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
 from simagent.ledger import CorruptError, TooNewError
+from simagent.ports.queue import QueueError
 from simagent.ports.runtime import StepPlan
 from simagent.ports.store import NotFoundError
 from simagent.worker.bells import BellKeeper
@@ -50,7 +51,10 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
     if state is None or (state.terminal and state.epoch == entry.epoch):
         ctx.ledger.remove_marker(entry.group, entry.keys)
         bell = BellKeeper(ctx.queue, ctx.clock, ctx.times, entry.keys, entry.receipt)
-        bell.silence()
+        try:
+            bell.silence()
+        except QueueError as error:
+            log.debug("bell not deleted", task=entry.task, error=str(error))
         journal.remove()
     elif journal.steps.exists():
         ctx.journals.set_aside(journal.folder, f"{Reason.AGENT_LOST}: the task went on elsewhere")
