@@ -8,10 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fakes.rig import Rig, kill9
 
+from fakes.rig import Rig, kill9
 from simagent.domain import bell
 from simagent.domain.keys import TaskKeys
+from simagent.ports.clock import Wake
+from simagent.queues.sqlite import SqliteQueue
 from simagent.wiring import open_queue, open_store
 from simagent.worker.orders import Detached, Preempted
 
@@ -66,13 +68,7 @@ def test_nothing_is_left_behind_after_a_task(rig: Rig) -> None:
         store = open_store(rig.config())
         rig.until(lambda: not list(store.scan("open/")))
     queue = open_queue(rig.config(), "default")
-    assert queue.receive(visibility=1, wait=0, wake=rig_wake()) is None
-
-
-def rig_wake():  # type: ignore[no-untyped-def]
-    from simagent.ports.clock import Wake
-
-    return Wake()
+    assert queue.receive(visibility=1, wait=0, wake=Wake()) is None
 
 
 @pytest.mark.parametrize(
@@ -227,6 +223,21 @@ def test_an_agent_of_a_newer_format_s_task_leaves_it_alone(rig: Rig) -> None:
         assert rig.finish(rig.submit("true")).status == "succeeded"
     assert json.loads(store.get(task.state).data) == fields
     queue.send(bell.encode(task))
+
+
+def test_a_newer_versions_bell_is_left_for_others(rig: Rig) -> None:
+    queue = open_queue(rig.config(), "default")
+    queue.send(json.dumps({"format": 99, "for": "somebody newer"}))
+    with rig.agent():
+        assert rig.finish(rig.submit("true")).status == "succeeded"
+    assert isinstance(queue, SqliteQueue)
+    assert queue.dead_letters() == []
+
+
+def test_a_marker_without_a_task_does_not_keep_an_agent_from_ending(rig: Rig) -> None:
+    open_store(rig.config()).put("open/default/nobody", b"{}")
+    process = rig.process("state", "--until-empty")
+    assert process.wait(30) == 0
 
 
 def test_many_agents_publish_each_task_exactly_once(rig: Rig) -> None:

@@ -427,3 +427,16 @@ def test_every_field_is_either_honoured_or_refused() -> None:
 
 def full() -> Spec:
     return Spec.model_validate(FULL | {"network": "none"})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"time_limit": True},
+        {"resources": {"memory": True}},
+        {"commands": [{"run": "x", "mpi": {"np": True}}]},
+    ],
+)
+def test_true_is_no_number(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Spec.model_validate({"commands": ["true"], **fields})

@@ -8,19 +8,30 @@ from simagent.domain.keys import TaskKeys
 FORMAT = 1
 
 
+class NewerBellError(ValueError):
+    """The message was written by a newer version: left for agents that can read it."""
+
+
 def encode(task: TaskKeys) -> str:
     """Make the message about a task."""
     return json.dumps({"format": FORMAT, "project": task.project, "task": task.id})
 
 
 def parse(body: str) -> TaskKeys:
-    """Read a message. Raises ValueError that says what is wrong with it."""
+    """Read a message.
+
+    Raises ValueError that says what is wrong with it, `NewerBellError` where a newer version wrote
+    it.
+    """
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
         raise ValueError("the message is not JSON") from None
     if not isinstance(fields, dict):
         raise ValueError("the message is not a JSON object")
+    version = fields.get("format", FORMAT)
+    if isinstance(version, int) and version > FORMAT:
+        raise NewerBellError(f"the message has format {version}, this version reads {FORMAT}")
     try:
         return TaskKeys(check_name(fields["project"]), check_id(fields["task"]))
     except KeyError as error:

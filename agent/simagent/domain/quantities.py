@@ -13,6 +13,8 @@ _SIZES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def _parse(value: object, units: dict[str, float], example: str) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f'{value} is no number: write one, or one with a unit, as "{example}"')
     if not isinstance(value, str):
         return value
     match = _NUMBER_UNIT.fullmatch(value)

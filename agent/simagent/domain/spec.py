@@ -70,7 +70,7 @@ class Part(BaseModel):
 class Mpi(Part):
     """How a command is started as MPI ranks."""
 
-    np: Annotated[int, Field(ge=1, le=MAX_RANKS)] | Literal["max"] = Field(
+    np: Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)] | Literal["max"] = Field(
         description='Number of ranks, or "max" for one on every slot.'
     )
     hosts: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of hosts.")

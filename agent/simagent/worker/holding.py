@@ -97,7 +97,9 @@ class Holding:
                 raise LeaseLost(str(error)) from error
             if state.kill is not None:
                 return Ending(Status.KILLED, Reason.KILLED, f"killed by {state.kill.by}")
-            return Ending(Status.ERROR, attempt.reason, f"{attempt.message}; no attempt is left")
+            preempted = attempt.reason is Reason.PREEMPTED
+            reason = Reason.MAX_PREEMPTIONS if preempted else attempt.reason
+            return Ending(Status.ERROR, reason, f"{attempt.message}; no attempt is left")
         self._log(Event.TASK_REQUEUED, reason=attempt.reason.value)
         try:
             self._bell.ring()

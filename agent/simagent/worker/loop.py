@@ -8,9 +8,10 @@ from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State, Status
+from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
-from simagent.ports.store import StoreError
+from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.attempt import AttemptRun
 from simagent.worker.context import Context
 from simagent.worker.health import Health
@@ -132,16 +133,18 @@ class Agent:
 
     def _keep_house(self) -> None:
         """Settle journals, judge suspects, sweep: whatever needs the store, and is due."""
+        for journal in self._unsettled:
+            for runtime in self._ctx.runtimes.values():
+                runtime.keep_alive(journal.steps)
         if self._store.paused:
             return
-        with self._store.watch(StoreError):
+        with self._queue.watch(QueueError), self._store.watch(StoreError):
             self._settle()
             for task, receipt in self._judge.suspects.due():
                 if len(self._running) < self._slots and not self._draining:
-                    self._reception.consider(task, receipt)
+                    self._reception.reconsider(task, receipt)
             if self._sweeper.due() and not self._draining:
-                with self._queue.watch(QueueError):
-                    self._sweeper.sweep_if_due()
+                self._sweeper.sweep_if_due()
         self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
 
     def _settle(self) -> None:
@@ -160,7 +163,7 @@ class Agent:
             state = self._ctx.ledger.state(task)
             if state.terminal:
                 return True
-            self._reception.consider(task, None)
+            self._reception.reconsider(task, None)
             if not self._running:
                 self._wait(self._ctx.settings.look_every)
         return False
@@ -186,11 +189,15 @@ class Agent:
         """Tell whether no task of the group waits for an agent."""
         group = self._ctx.settings.group
         with self._store.watch(StoreError):
-            return not any(
-                self._ctx.ledger.state(task).status is Status.QUEUED
-                for task in self._ctx.ledger.open_tasks(group, after="", limit=_BATCH)
-            )
+            open_tasks = self._ctx.ledger.open_tasks(group, after="", limit=_BATCH)
+            return not any(self._is_queued(task) for task in open_tasks)
         return False
+
+    def _is_queued(self, task: TaskKeys) -> bool:
+        try:
+            return self._ctx.ledger.state(task).status is Status.QUEUED
+        except (NotFoundError, CorruptError, TooNewError):
+            return False
 
     def _wait(self, seconds: float) -> None:
         self._ctx.clock.wait(min(seconds, _TICK), self.wake)

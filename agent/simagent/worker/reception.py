@@ -9,6 +9,7 @@ from simagent.domain import bell
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
+from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
 from simagent.ledger import CorruptError
@@ -40,6 +41,10 @@ class Reception:
         """Do what a message asks for. Raises StoreError, QueueError: it is heard again then."""
         try:
             task = bell.parse(message.body)
+        except bell.NewerBellError as error:
+            log.info(Event.TASK_REFUSED, task=None, reason=f"{Reason.AGENT_TOO_OLD}: {error}")
+            self._hide(message.receipt, self._a_while())
+            return
         except ValueError as error:
             self._reject(message, str(error))
             return
@@ -47,6 +52,14 @@ class Reception:
             self.consider(task, message.receipt)
         except CorruptError as error:
             self._reject(message, str(error))
+
+    def reconsider(self, task: TaskKeys, receipt: str | None) -> None:
+        """Judge a task again that is watched, or wanted. Raises StoreError, QueueError."""
+        try:
+            self.consider(task, receipt)
+        except CorruptError as error:
+            self._judge.suspects.forget(task)
+            log.warning(Event.TASK_REFUSED, task=task.id, reason=str(error))
 
     def consider(self, task: TaskKeys, receipt: str | None) -> None:
         """Judge a task and act. Raises StoreError, QueueError, `CorruptError`."""
@@ -78,11 +91,13 @@ class Reception:
             self._unsettled(error.journal)
             raise
         except OSError as error:
-            seconds = self._ctx.times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
-            self._refuse(task, receipt, seconds, f"cannot write down the claim: {error}")
+            self._refuse(task, receipt, self._a_while(), f"cannot write down the claim: {error}")
             return
         if claimed is not None:
             self._start(*claimed, verdict.spec)
+
+    def _a_while(self) -> float:
+        return self._ctx.times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
 
     def _dismiss(self, task: TaskKeys, receipt: str | None) -> None:
         self._ctx.ledger.remove_marker(self._ctx.settings.group, task)
