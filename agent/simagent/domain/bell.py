@@ -21,7 +21,7 @@ def parse(body: str) -> TaskKeys:
     """Read a message.
 
     Raises ValueError that says what is wrong with it, `NewerBellError` where a newer version wrote
-    it.
+    it in a way this one cannot read.
     """
     try:
         fields = json.loads(body)
@@ -29,12 +29,18 @@ def parse(body: str) -> TaskKeys:
         raise ValueError("the message is not JSON") from None
     if not isinstance(fields, dict):
         raise ValueError("the message is not a JSON object")
-    version = fields.get("format", FORMAT)
-    if isinstance(version, int) and version > FORMAT:
-        raise NewerBellError(f"the message has format {version}, this version reads {FORMAT}")
     try:
         return TaskKeys(check_name(fields["project"]), check_id(fields["task"]))
-    except KeyError as error:
-        raise ValueError(f"the message lacks {error.args[0]!r}") from None
-    except TypeError:
-        raise ValueError("project and task have to be strings") from None
+    except (KeyError, TypeError, ValueError) as error:
+        version = fields.get("format", FORMAT)
+        if isinstance(version, int) and version > FORMAT:
+            raise NewerBellError(f"it has format {version}, this version reads {FORMAT}") from None
+        raise ValueError(_what(error)) from None
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"the message lacks {error.args[0]!r}"
+    if isinstance(error, TypeError):
+        return "project and task have to be strings"
+    return str(error)
