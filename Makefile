@@ -11,8 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
+define apt-install
+sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; echo "Installing $(1) ..."; \
+$$sudo apt-get update -qq && \
+$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench venv clean distclean
+.PHONY: help run test system-packages lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -25,9 +31,14 @@ run: $(VENV)/ready-to-run ## Run LAMMPS on two MPI ranks, follow it, fetch its o
 		PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_STATE_DIR="$(CURDIR)/build/state" \
 		simagent run examples/lammps-melt/task.toml -o build/run
 
-test: $(VENV)/ready-to-develop ## Run all tests, with coverage
+test: $(VENV)/ready-to-develop system-packages ## Run all tests, with coverage
 	@PATH="$(CURDIR)/$(BIN):$$PATH" \
 		pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
+
+# What tests need and pip cannot bring. Without apt they are skipped, which the summary says.
+system-packages:
+	@command -v systemd-analyze >/dev/null || ! command -v apt-get >/dev/null || \
+		{ $(call apt-install,systemd); }
 
 lint: $(VENV)/ready-to-develop ## Check style, format and types
 	@$(BIN)/ruff check .
@@ -67,10 +78,6 @@ $(VENV)/created:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		command -v apt-get >/dev/null || { \
 			echo "'$(PYTHON)' lacks the venv and ensurepip modules: install them" >&2; exit 1; }; \
-		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-		echo "Installing $(notdir $(PYTHON))-venv ..."; \
-		$$sudo apt-get update -qq && \
-		$$sudo env DEBIAN_FRONTEND=noninteractive \
-			apt-get install -qq -y $(notdir $(PYTHON))-venv >/dev/null; }
+		$(call apt-install,$(notdir $(PYTHON))-venv); }
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
