@@ -5,7 +5,7 @@ import sys
 
 from bench.report import Result, show
 
-NAMES = ("startup", "latency", "slowdown", "logs", "archive", "idle", "fleet_throughput")
+NAMES = ("startup", "latency", "follow", "slowdown", "logs", "archive", "idle", "fleet_throughput")
 
 
 def main() -> int:
