@@ -1,12 +1,13 @@
 """The main loop between attempts: what goes wrong with one task or one call ends no agent."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from fakes.clock import FakeClock
-from fakes.faults import DROP, Faults, FaultyQueue
+from fakes.faults import DROP, Faults, FaultyQueue, FaultyStore
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import place
@@ -15,9 +16,16 @@ from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
+from simagent.ports.queue import QueueError
+from simagent.ports.store import StoreError
 from simagent.worker.context import Context, Identity
-from simagent.worker.journal import Journals
+from simagent.worker.journal import Journal, Journals
 from simagent.worker.loop import Agent
+from simagent.worker.receive import Judge
+from simagent.worker.reception import Reception
+from simagent.worker.recovery import recover
+
+NEWER = b'{"format": 99}'
 
 
 class Idle:
@@ -29,20 +37,18 @@ class Idle:
         self.queue = MemoryQueue(self.clock)
         self.faults = Faults(self.clock)
         self.good = Ledger(self.store)
-        self.agent = Agent(
-            Context(
-                ledger=Ledger(self.store),
-                lease_ledger=Ledger(self.store),
-                queue=FaultyQueue(self.queue, self.faults),
-                clock=self.clock,
-                times=Times(),
-                identity=Identity(
-                    agent="me", incarnation="i1", boot_id="b", version="1", machine={}
-                ),
-                journals=Journals(folder),
-                runtimes={},
-            )
+        ledger = Ledger(FaultyStore(self.store, self.faults))
+        self.ctx = Context(
+            ledger=ledger,
+            lease_ledger=ledger,
+            queue=FaultyQueue(self.queue, self.faults),
+            clock=self.clock,
+            times=Times(),
+            identity=Identity(agent="me", incarnation="i1", boot_id="b", version="1", machine={}),
+            journals=Journals(folder),
+            runtimes={},
         )
+        self.agent = Agent(self.ctx)
 
     def silent_task(self) -> TaskKeys:
         """Place a task whose holder has vanished, with its bell."""
@@ -83,3 +89,33 @@ def test_a_suspect_whose_state_is_corrupt_does_not_end_the_agent(idle: Idle) -> 
     assert body == bell.encode(task)
     assert task.state in reason
     assert len(events) < 10, "it does not look again and again"
+
+
+@pytest.mark.parametrize("wish", [None, {"by": "somebody", "at": 1.0}])
+def test_a_task_that_becomes_newer_while_it_is_judged_is_left_alone(
+    idle: Idle, wish: object
+) -> None:
+    task = place(idle.good, "queued", kill=wish)
+    idle.queue.send(bell.encode(task))
+
+    def rewrite(call: str, key: str) -> None:
+        if (call, key) == ("get", task.spec):  # the last that is read before something is done
+            idle.store.put(task.state, NEWER)
+
+    idle.faults.before = rewrite
+    started: list[object] = []
+    unsettled: list[Journal] = []
+    judge = Judge(idle.ctx.ledger, idle.clock, idle.ctx.times, can_run=lambda spec: None)
+    reception = Reception(
+        idle.ctx, judge, lambda *claimed: started.append(claimed), unsettled.append
+    )
+    message = idle.queue.receive(visibility=120.0, wait=0.0, wake=idle.agent.wake)
+    assert message is not None
+    with suppress(StoreError, QueueError):
+        reception.hear(message)
+    for journal in unsettled:
+        assert recover(idle.ctx, journal) is None
+    assert list(idle.ctx.journals.all()) == []
+    assert started == []
+    assert idle.store.get(task.state).data == NEWER
+    assert idle.queue.bodies() == [bell.encode(task)]

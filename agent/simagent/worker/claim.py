@@ -7,6 +7,7 @@ from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.state import Attempt, Holder, State, Status, Timing
+from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journal
@@ -64,7 +65,7 @@ def claim(
     except (SupersededError, NotFoundError):
         journal.remove()
         return None
-    except StoreError as error:
+    except (StoreError, CorruptError, TooNewError) as error:
         raise ClaimUnknownError(journal, str(error)) from error
     log.info(Event.TASK_CLAIMED, task=task.id, epoch=me.epoch, lost=verdict.lost)
     return journal, state

@@ -12,7 +12,7 @@ from simagent.domain.mutations import SupersededError
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
-from simagent.ledger import CorruptError
+from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import Message
 from simagent.worker.claim import ClaimUnknownError, claim
 from simagent.worker.context import Context
@@ -79,7 +79,7 @@ class Reception:
     def _close(self, task: TaskKeys, change: Callable[[State], State], receipt: str | None) -> None:
         try:
             state = self._ctx.ledger.change(task, change)
-        except SupersededError:
+        except (SupersededError, TooNewError):
             return  # it moved on: the bell comes again
         log.warning(Event.TASK_CLOSED, task=task.id, status=state.status.value, reason=state.reason)
         self._dismiss(task, receipt)
