@@ -36,6 +36,19 @@ class TaskKeys:
         """Who is following the task, and until when."""
         return self.root + "control.json"
 
+    @property
+    def requests(self) -> str:
+        """Prefix of the requests about the files of the running attempt, and of their answers."""
+        return self.root + "control/"
+
+    def request(self, name: str) -> str:
+        """A request about the files of the running attempt."""
+        return self.requests + name
+
+    def answer(self, name: str) -> str:
+        """The answer to a request."""
+        return f"{self.requests}{name}.answer"
+
     def input(self, number: int) -> str:
         """The archive of an input that was uploaded at submission."""
         return f"{self.root}inputs/{number}.zip"

@@ -173,4 +173,9 @@ def _look(prefix: str, entries: list[os.DirEntry[str]]) -> Iterator[Found]:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
-        yield Found(prefix + entry.name, _KINDS.get(stat.S_IFMT(status.st_mode), "device"), status)
+        yield Found(prefix + entry.name, kind_of(status), status)
+
+
+def kind_of(status: os.stat_result) -> str:
+    """Name what something is: file, folder, link, fifo, socket, device."""
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "device")

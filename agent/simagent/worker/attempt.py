@@ -12,10 +12,11 @@ from simagent.telemetry.timeline import Timeline
 from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
+from simagent.worker.control import Control
 from simagent.worker.holding import Holding
 from simagent.worker.journal import Journal
 from simagent.worker.lease import Lease
-from simagent.worker.look import Look
+from simagent.worker.live import LiveFiles
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders, Partitioned, Preempted
 from simagent.worker.prepare import prepare
 from simagent.worker.publish import OutputFailedError, publish, stderr_tail
@@ -77,23 +78,26 @@ class AttemptRun:
     @contextmanager
     def _companions(self) -> Iterator[None]:
         """Run the threads that go along with an attempt."""
-        look = Look(
-            self._ctx.ledger,
-            self._ctx.clock,
+        ledger, clock, journal = self._ctx.ledger, self._ctx.clock, self._journal
+        epoch, root = journal.entry.epoch, journal.artifacts
+        control = Control(
+            ledger,
+            clock,
             task=self.task,
             orders=self.orders,
+            live=LiveFiles(ledger.store, clock, task=self.task, epoch=epoch, root=root),
             every=self._ctx.settings.look_every,
-            keep_alive=lambda: self._runtime.keep_alive(self._journal.steps),
+            keep_alive=lambda: self._runtime.keep_alive(journal.steps),
         )
         threads = [
             self._threads.start(f"lease {self.task.id}", self._lease.run),
-            self._threads.start(f"look {self.task.id}", look.run),
+            self._threads.start(f"control {self.task.id}", control.run),
         ]
         self._telemetry.start()
         try:
             yield
         finally:
-            look.stop()
+            control.stop()
             self._lease.stop()
             self._telemetry.stop(0.0, final=False)
             for thread in threads:
