@@ -162,7 +162,7 @@ class FaultyStore:
     ) -> str:
         put = partial(self.inner.put, key, data, if_match=if_match, if_absent=if_absent)
         with self.faults.around("put", key, StoreUnavailableError, put) as kind:
-            if kind is Kind.PRECONDITION:
+            if kind is Kind.PRECONDITION and (if_absent or if_match is not None):
                 raise PreconditionError(f"injected PRECONDITION of put {key}")
             return put()
 
