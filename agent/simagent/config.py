@@ -90,6 +90,15 @@ class Config(BaseSettings):
         100 * 2**30, description="Bytes an input may have when it is unpacked."
     )
     max_input_files: int = Field(1_000_000, description="Files an input may have.")
+    limits: Literal["auto", "cgroup", "rlimits"] = Field(
+        "auto", description="What enforces limits; auto: cgroups where the agent can make them."
+    )
+    max_processes: Annotated[int, Field(ge=0)] = Field(
+        16_384, description="Processes and threads a task may have at a time; 0: any number."
+    )
+    max_file_bytes: Bytes = Field(
+        0, description="Bytes a file may have that a command writes; 0: any number."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What the agent's own log tells."
     )

@@ -14,6 +14,7 @@ Its standard output is closed when the program was executed or could not be: who
 reads to the end of it. What it reads there is why the step could not be started at all.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -36,6 +37,7 @@ _WATCHED = (signal.SIGCHLD, signal.SIGTERM)
 _IGNORED = "HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU"
 _LOCK_TRIES, _LOCK_PAUSE = 50, 0.01
 _MOST_FDS = 2**31 - 1
+_TOO_LITTLE = b'["not_executable", "resources.memory is too little to start any program"]'
 _PASSES, _KILL_PAUSE, _KILL_PAUSE_MOST = 100, 0.02, 1.0
 
 
@@ -153,6 +155,71 @@ class Plan:
         self.stderr: str = fields["stderr"]
         self.grace: float = fields["grace"]
         self.orphan_limit: float = fields["orphan_limit"]
+        self.rlimits: dict[str, int] = fields["rlimits"]
+        self.cpus: list[int] = fields["cpus"]
+        self.cgroup: str | None = fields["cgroup"]
+
+
+class Confinement:
+    """The step's cgroup, where there is one; and how often the kernel lacked memory meanwhile.
+
+    The shim stays outside of the cgroup, or it would be killed with what is in it.
+    """
+
+    def __init__(self, cgroup: str | None) -> None:
+        self.cgroup = cgroup
+        self._before = self._oom_kills()
+
+    def join(self) -> None:
+        """Bring the calling process into the cgroup. Raises `StartError`."""
+        if self.cgroup is None:
+            return
+        try:
+            self._write(self.cgroup, "cgroup.procs", b"0")
+        except OSError as error:
+            raise StartError("agent_error", f"cannot join {self.cgroup}: {error}") from None
+
+    def kill(self) -> None:
+        """Kill all that is in the cgroup at once. Linux can since 5.14."""
+        with contextlib.suppress(OSError):
+            self._write(self.cgroup or "", "cgroup.kill", b"1")
+
+    def oom_kills(self) -> int | None:
+        """Count the processes that the kernel has killed for lack of memory since the start.
+
+        Those of the cgroup, else those of the whole machine; None where it does not tell.
+        """
+        now = self._oom_kills()
+        return None if now is None or self._before is None else now - self._before
+
+    def remove(self) -> None:
+        """Remove the cgroup, which is empty but for what the kernel has not finished with."""
+        for _ in range(_PASSES if self.cgroup else 0):
+            try:
+                os.rmdir(self.cgroup or "")
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    return
+                self.kill()
+                time.sleep(_KILL_PAUSE)
+            else:
+                return
+
+    def _oom_kills(self) -> int | None:
+        path = "/proc/vmstat" if self.cgroup is None else f"{self.cgroup}/memory.events"
+        try:
+            with open(path, encoding="ascii") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+        except (OSError, ValueError, StopIteration):
+            return None
+
+    @staticmethod
+    def _write(cgroup: str, name: str, text: bytes) -> None:
+        fd = os.open(os.path.join(cgroup, name), os.O_WRONLY)
+        try:
+            os.write(fd, text)
+        finally:
+            os.close(fd)
 
 
 class Attention:
@@ -186,7 +253,7 @@ class Attention:
 class Supervisor:
     """Waits for the step, ends it when asked to, and leaves nothing of it behind."""
 
-    def __init__(self, folder: int, plan: Plan, step: int) -> None:
+    def __init__(self, folder: int, plan: Plan, step: int, confined: Confinement) -> None:
         self.status: int | None = None
         self.why: str | None = None
         self.leftovers = 0
@@ -195,6 +262,7 @@ class Supervisor:
         self._folder = folder
         self._plan = plan
         self._step = step
+        self._confined = confined
         self._attention = Attention(plan.orphan_limit, time.monotonic())
         self._told: set[tuple[int, int]] = set()
         self._deadline: float | None = None
@@ -218,6 +286,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """Kill the tree; what it forks meanwhile, too, as far as that can be outrun."""
+        self._confined.kill()
         for _ in range(_PASSES):
             alive = descendants(os.getpid())
             if not sum([send(process, signal.SIGKILL) for process in alive]):
@@ -317,7 +386,20 @@ def _why_not(path: str, error: OSError | ValueError) -> str:
     return (error.strerror or "") if isinstance(error, OSError) else str(error)
 
 
-def _become(plan: Plan, files: tuple[int, int, int], go: int, answer: int) -> None:
+def _limit(plan: Plan) -> None:
+    """Take on the limits of the plan, none of them above what this process has already."""
+    for name, wanted in plan.rlimits.items():
+        which = getattr(resource, name)
+        hard = resource.getrlimit(which)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(which, (value, value))
+    if cpus := os.sched_getaffinity(0).intersection(plan.cpus):
+        os.sched_setaffinity(0, cpus)
+
+
+def _become(
+    plan: Plan, confined: Confinement, files: tuple[int, int, int], go: int, answer: int
+) -> None:
     """Be the step: in a session of its own, with nothing inherited but the three files."""
     shim = os.getppid()
     os.setsid()
@@ -331,6 +413,8 @@ def _become(plan: Plan, files: tuple[int, int, int], go: int, answer: int) -> No
         os.dup2(source, fd)
     os.closerange(3, answer)
     os.closerange(answer + 1, _MOST_FDS)
+    confined.join()
+    _limit(plan)
     try:
         os.chdir(plan.cwd)
     except OSError as error:
@@ -339,7 +423,9 @@ def _become(plan: Plan, files: tuple[int, int, int], go: int, answer: int) -> No
     execute(plan.argv, plan.env)
 
 
-def _fork(plan: Plan, files: tuple[int, int, int], lock: int) -> tuple[int, int, int]:
+def _fork(
+    plan: Plan, confined: Confinement, files: tuple[int, int, int], lock: int
+) -> tuple[int, int, int]:
     """Fork the step, which waits for a byte; give its pid, where to write that, its answer."""
     go, go_write = os.pipe()
     answer_read, answer = os.pipe()
@@ -348,9 +434,11 @@ def _fork(plan: Plan, files: tuple[int, int, int], lock: int) -> tuple[int, int,
         try:
             os.close(lock)
             os.close(go_write)
-            _become(plan, files, go, answer)
+            _become(plan, confined, files, go, answer)
         except StartError as error:
             os.write(answer, _text(error.args))
+        except MemoryError:
+            os.write(answer, _TOO_LITTLE)
         except BaseException as error:  # noqa: BLE001  # whatever it is, the shim's code must not go on here
             os.write(answer, _text(("agent_error", repr(error))))
         finally:
@@ -369,25 +457,29 @@ def _run(folder: int, plan: Plan, lock: int) -> dict[str, object]:
     reserve = os.open(_exit_file(plan) + ".part", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
     os.pwrite(reserve, b" " * _RECORD_BYTES, 0)  # so that the end can be told on a full disk
     os.close(reserve)
-    step, go, answer = _fork(plan, files, lock)
+    confined = Confinement(plan.cgroup)
+    step, go, answer = _fork(plan, confined, files, lock)
     started, started_boot = time.time(), _boot_time()
     write_record(folder, f"step-{plan.number}.started", _text({
         "format": FORMAT, "boot_id": boot_id(), "started": started,
         "shim": _identity(os.getpid()), "step": _identity(step),
-        "stdout_offset": offsets[0], "stderr_offset": offsets[1],
+        "stdout_offset": offsets[0], "stderr_offset": offsets[1], "cgroup": plan.cgroup,
     }))  # fmt: skip
     os.write(go, b"!")
     os.close(go)
     with open(answer, "rb") as pipe:
         failure = pipe.read()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    supervisor = Supervisor(folder, plan, step)
+    supervisor = Supervisor(folder, plan, step, confined)
     try:
         supervisor.run()
     except BaseException:
         supervisor.kill()
         raise
+    oom_kills = confined.oom_kills()
+    confined.remove()
     return {"started": started, "seconds": supervisor.ended_boot - started_boot,
+            "oom_kills": oom_kills, "confined": plan.cgroup is not None,
             **_outcome(failure, supervisor)}  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from simagent.client import Client
-from simagent.config import Config
+from simagent.config import Config, ConfigError
 from simagent.domain.keys import TaskKeys
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
@@ -18,6 +18,7 @@ from simagent.ports.runtime import Runtime
 from simagent.ports.store import Store
 
 if TYPE_CHECKING:  # clients need no worker: they start faster without
+    from simagent.runtimes.cgroups import Cgroups
     from simagent.worker.context import Context
     from simagent.worker.loop import Agent
     from simagent.worker.sweep import Sweeper
@@ -61,6 +62,33 @@ def open_launcher(config: Config) -> Launcher | None:
     return HydraLauncher(config.mpirun) if detect(config.mpirun) else None
 
 
+def find_cgroups() -> Path:
+    """Tell where the cgroups of steps would be; changes nothing. Raises `ConfigError`."""
+    from simagent.runtimes.cgroups import NoCgroupsError, find
+
+    try:
+        return find().base
+    except NoCgroupsError as error:
+        raise ConfigError(f"no cgroups can be had: {error}") from error
+
+
+def open_cgroups(config: Config) -> "Cgroups | None":
+    """Set up cgroups for steps; None where rlimits have to do. Raises `ConfigError`."""
+    import structlog
+
+    from simagent.runtimes.cgroups import Cgroups, NoCgroupsError, find
+
+    if config.limits == "rlimits":
+        return None
+    try:
+        return Cgroups.open(find())
+    except NoCgroupsError as error:
+        if config.limits == "cgroup":
+            raise ConfigError(f"limits: no cgroups can be had: {error}") from error
+        structlog.get_logger().debug("limits are enforced by rlimits", why=str(error))
+        return None
+
+
 def open_agent(
     config: Config, *, until_empty: bool = False, only: TaskKeys | None = None
 ) -> "Agent":
@@ -79,7 +107,12 @@ def open_context(config: Config) -> "Context":
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
 
-    runtimes: dict[str, Runtime] = {"process": ProcessRuntime()} if config.allow_process else {}
+    cgroups = open_cgroups(config)
+    runtimes: dict[str, Runtime] = {}
+    if config.allow_process:
+        runtimes["process"] = ProcessRuntime(cgroups)
+    identity = identify(config.state_dir, config.agent)
+    limits = {"limits": "cgroup" if cgroups else "rlimits"}
     settings = Settings(
         group=config.group,
         pass_env=config.pass_env,
@@ -87,6 +120,8 @@ def open_context(config: Config) -> "Context":
         pack_threads=config.pack_threads or len(os.sched_getaffinity(0)),
         pace=replace(LOCAL_PACE, sample=config.sample_every),
         inputs=Limits(max_bytes=config.max_input_bytes, max_files=config.max_input_files),
+        max_processes=config.max_processes or None,
+        max_file_bytes=config.max_file_bytes or None,
     )
     return Context(
         ledger=Ledger(open_store(config)),
@@ -94,7 +129,7 @@ def open_context(config: Config) -> "Context":
         queue=open_queue(config, config.group),
         clock=SystemClock(),
         times=config.times,
-        identity=identify(config.state_dir, config.agent),
+        identity=replace(identity, machine={**identity.machine, **limits}),
         journals=Journals(config.state_dir),
         runtimes=runtimes,
         launcher=open_launcher(config),

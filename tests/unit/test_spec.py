@@ -394,7 +394,6 @@ PLANNED: list[tuple[str, object]] = [
     ("expires_at", 1.0),
     ("retention", 1.0),
     ("idempotency_key", "k"),
-    ("resources", {"cpus": 1}),
     ("image", "docker://x"),
     ("runtime", "docker"),
     ("runtime", "apptainer"),
@@ -411,6 +410,9 @@ def test_what_is_not_honoured_is_refused_by_name(field: str, value: object) -> N
 def test_what_is_not_honoured_within_a_part_is_refused_by_name() -> None:
     (line,) = unsupported(spec(outputs={"layout": "files"}))
     assert line.startswith("outputs.layout: ")
+    for name in ("gpus", "shm"):
+        (line,) = unsupported(spec(resources={"cpus": 1, "memory": 1, "disk": 1, name: 1}))
+        assert line.startswith(f"resources.{name}: ")
     for name, value in {"hosts": 1, "ranks_per_host": 1, "version": "4"}.items():
         (line,) = unsupported(spec(commands=["a", {"run": "b", "mpi": {"np": 1, name: value}}]))
         assert line.startswith(f"commands[1].mpi.{name}: ")

@@ -16,13 +16,14 @@ import typer
 
 from simagent import __version__
 from simagent.cli.text import put, put_json, size
-from simagent.config import Config
+from simagent.config import Config, ConfigError
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import StoreError
-from simagent.wiring import open_launcher, open_queue, open_store
+from simagent.wiring import find_cgroups, open_launcher, open_queue, open_store
 
 _LITTLE_SPACE = 2**30
+_OWN_CGROUP = "run the agent as root, or: systemd-run --user --scope -p Delegate=yes simagent agent"
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
@@ -125,26 +126,27 @@ def _isolation(config: Config) -> Iterator[Check]:
     else:
         fix = "SIMAGENT_ALLOW_PROCESS=true"
         yield Check("runtime", "missing", "allow_process is off, and nothing else is there", fix)
-    folder = _cgroup()
-    if folder is not None and os.access(folder, os.W_OK):
-        yield Check("cgroup v2", "ok", f"{folder} (limits are planned, not yet used)")
-    else:
-        yield Check("cgroup v2", "note", "not writable (limits are planned, not yet used)")
     for program in ("docker", "apptainer"):
         path = shutil.which(program)
         yield Check(program, "note", f"{path or 'not found'} (planned, not yet used)")
 
 
-def _cgroup() -> Path | None:
+def _limits(config: Config) -> Iterator[Check]:
+    alone = "by rlimits: memory for each process by itself"
+    if os.geteuid() == 0:
+        alone += ", processes not at all"
+    if config.limits == "rlimits":
+        yield Check("limits", "note", f"{alone}, as configured")
+        return
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("0::"):
-            folder = Path("/sys/fs/cgroup") / line.removeprefix("0::/")
-            return folder if (folder / "cgroup.controllers").exists() else None
-    return None
+        base = find_cgroups()
+    except ConfigError as error:
+        if config.limits == "cgroup":
+            yield Check("limits", "missing", str(error), "SIMAGENT_LIMITS=auto")
+        else:
+            yield Check("limits", "note", f"{alone} ({error})", _OWN_CGROUP)
+    else:
+        yield Check("limits", "ok", f"by cgroups in {base}")
 
 
 def _clock(config: Config) -> Iterator[Check]:
@@ -165,5 +167,6 @@ _CHECKS: tuple[Callable[[Config], Iterator[Check]], ...] = (
     _queue,
     _mpi,
     _isolation,
+    _limits,
     _clock,
 )

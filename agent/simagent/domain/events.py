@@ -9,7 +9,7 @@ from enum import StrEnum
 class Event(StrEnum):
     """Names of the log events that scripts and alarms may rely on."""
 
-    AGENT_STARTED = "agent_started", "The agent has started.", "agent incarnation version"
+    AGENT_STARTED = "agent_started", "The agent has started.", "agent incarnation version limits"
     AGENT_STOPPED = "agent_stopped", "The agent stops; simulations may go on.", "reason"
     AGENT_CRASHED = "agent_crashed", "A core thread died: the agent stops.", "thread error"
     STORE_LOST = "store_lost", "The store stopped answering.", "error"

@@ -15,8 +15,8 @@ _PLANNED = (
     "expires_at",
     "retention",
     "idempotency_key",
-    "resources",
 )
+_PLANNED_RESOURCES = ("gpus", "shm")
 _PLANNED_MPI = ("hosts", "ranks_per_host", "version")
 
 
@@ -25,6 +25,9 @@ def unsupported(spec: Spec) -> Iterator[str]:
     for name in _PLANNED:
         if getattr(spec, name) != Spec.model_fields[name].get_default(call_default_factory=True):
             yield f"{name}: unsupported by this version: remove it"
+    for name in _PLANNED_RESOURCES:
+        if getattr(spec.resources, name) is not None:
+            yield f"resources.{name}: unsupported by this version: remove it"
     if spec.image is not None:
         yield "image: unsupported by this version, which runs programs of the host: remove it"
     if spec.runtime not in ("auto", "process"):

@@ -18,6 +18,21 @@ class RuntimeFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimits:
+    """What a step may use of the machine; None is no limit.
+
+    ``memory_bytes``, ``cpus`` (cores, also parts of one) and ``processes`` (threads count) are
+    meant for all its processes together, ``file_bytes`` for each file it writes. docs/limits.md
+    tells what becomes of them where the machine offers less.
+    """
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    processes: int | None = None
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """All that a step needs to run without the agent.
 
@@ -37,15 +52,17 @@ class StepPlan:
     stderr: Path
     grace: float = 30.0
     orphan_limit: float = 1800.0
+    limits: StepLimits = StepLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepExit:
     """How a step ended.
 
-    ``exit_code`` or ``signal`` is set where the program ran; ``reason`` where it did not, or its
-    end is unknown (`command_not_found`, `not_executable`, `shim_lost`), with a ``message``.
-    Times are seconds, ``max_rss_bytes`` is of the largest process of the step's tree.
+    ``exit_code`` or ``signal`` is set where the program ran; ``reason`` where there is more to say
+    than they do (`command_not_found`, `not_executable`, `oom`, `shim_lost`). ``message`` explains
+    it, or tells what else is known of a failure. Times are seconds, ``max_rss_bytes`` is of the
+    largest process of the step's tree.
     """
 
     exit_code: int | None = None

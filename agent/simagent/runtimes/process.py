@@ -20,7 +20,9 @@ from simagent import shim
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
 from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan
+from simagent.runtimes import cgroups
 from simagent.runtimes.leftovers import end_leftovers
+from simagent.runtimes.limits import cores, explain, rlimits
 
 _SHIM = "shim.pyc"
 _LOG = "shim.log"
@@ -50,6 +52,8 @@ class ProcessStep:
         if self._exit is None and self._over(timeout, *wakes):
             self._reap()
             self._exit = self._read_exit()
+            if self._started.get("cgroup"):
+                cgroups.remove(Path(self._started["cgroup"]))
         return self._exit
 
     def stop(self, grace: float) -> None:
@@ -101,11 +105,13 @@ class ProcessStep:
         try:
             record = _read(self._plan, "exit")
             if record is not None:
-                return _step_exit(record)
+                return _step_exit(record, self._plan)
         except (ValueError, LookupError, TypeError):
             return self._lost("the record of its end is corrupt")
         if self._started["boot_id"] != shim.boot_id():
             return self._lost("the machine was restarted")
+        if self._started.get("cgroup"):
+            cgroups.kill(Path(self._started["cgroup"]))
         count = end_leftovers(self._plan, self._started["step"])
         return self._lost(f"its supervisor was killed; {count} processes left over were ended")
 
@@ -119,7 +125,9 @@ class ProcessRuntime:
 
     name = "process"
 
-    def __init__(self) -> None:
+    def __init__(self, confinement: cgroups.Cgroups | None = None) -> None:
+        """Each step gets a cgroup by ``confinement``; without, it is limited by rlimits."""
+        self._confinement = confinement
         # A script is compiled at each start, which would take half of the shim's time.
         source = Path(shim.__file__)
         code = compile(source.read_bytes(), str(source), "exec", dont_inherit=True)
@@ -182,6 +190,8 @@ class ProcessRuntime:
         plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.keep_alive(plan.folder)
         name = f"step-{plan.number}"
+        attempt = plan.folder.parent.name
+        cgroup = self._confinement and self._confinement.create(attempt, plan.limits)
         stdin = plan.folder / f"{name}.stdin" if plan.stdin is not None else Path(os.devnull)
         record = {
             "format": shim.FORMAT,
@@ -193,6 +203,9 @@ class ProcessRuntime:
             "stderr": str(plan.stderr),
             "grace": plan.grace,
             "orphan_limit": plan.orphan_limit,
+            "rlimits": rlimits(plan.limits, confined=cgroup is not None),
+            "cpus": cores(plan.limits, attempt),
+            "cgroup": cgroup and str(cgroup),
         }
         _replace(plan.folder / _SHIM, self._shim)
         if plan.stdin is not None:
@@ -260,14 +273,13 @@ def _start_failure(plan: StepPlan, said: bytes) -> RuntimeFailedError:
     )
 
 
-def _step_exit(record: dict[str, Any]) -> StepExit:
-    orphaned = record["stopped"] == "orphaned"
-    reason = Reason.ORPHANED if orphaned else record["reason"] and Reason(record["reason"])
+def _step_exit(record: dict[str, Any], plan: StepPlan) -> StepExit:
+    reason, message = explain(record, plan.limits)
     return StepExit(
         exit_code=record["exit_code"],
         signal=record["signal"],
         reason=reason,
-        message="no agent looked after the step" if orphaned else record["message"],
+        message=message,
         started=record["started"],
         ended=record["ended"],
         seconds=record["seconds"],

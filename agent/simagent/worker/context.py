@@ -34,10 +34,12 @@ class Settings:
     orphan_limit: float = 1800.0
     pack_threads: int = 1
     allow_file_inputs: bool = True
-    look_every: float = 0.5
-    """Between two looks for a kill or a follower: cheap on a directory, a request on S3."""
+    look_every: float = 0.3
+    """Between two looks for a kill or a request: cheap on a directory, two requests on S3."""
     pace: Pace = LOCAL_PACE
     inputs: Limits = field(default_factory=Limits)
+    max_processes: int | None = None
+    max_file_bytes: int | None = None
     stop_within: float = 8.0
     """Time the attempts get to flush when the agent detaches."""
     give_back_within: float = 90.0

@@ -112,24 +112,24 @@ class Journals:
     """All attempts of this agent."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._root = state_dir / "attempts"
+        self.root = state_dir / "attempts"
         self._aside = state_dir / "set-aside"
-        self._root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
 
     def create(self, entry: Entry) -> Journal:
         """Begin the journal of an attempt, durably. Raises OSError."""
-        folder = self._root / f"{entry.task}.{entry.epoch}"
+        folder = self.root / f"{entry.task}.{entry.epoch}"
         if folder.exists():  # an earlier incarnation's intent that was never applied
             shutil.rmtree(folder)
         folder.mkdir(mode=0o755)
         journal = Journal(folder, entry)
         journal.write()
-        _sync_folder(self._root)
+        _sync_folder(self.root)
         return journal
 
     def all(self) -> Iterator[Journal]:
         """Read every journal; set aside what cannot be read, remove what has none."""
-        for folder in sorted(self._root.iterdir()):
+        for folder in sorted(self.root.iterdir()):
             path = folder / _NAME
             try:
                 entry = Entry.model_validate(json.loads(path.read_bytes()))

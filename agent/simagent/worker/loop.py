@@ -13,6 +13,7 @@ from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.attempt import AttemptRun
+from simagent.worker.capacity import lacking
 from simagent.worker.context import Context
 from simagent.worker.health import Health
 from simagent.worker.journal import Journal
@@ -97,6 +98,7 @@ class Agent:
             agent=identity.agent,
             incarnation=identity.incarnation,
             version=identity.version,
+            limits=identity.machine.get("limits"),
         )
         self._notifier.ready()
         try:
@@ -215,7 +217,7 @@ class Agent:
             return "no runtime is allowed here: set allow_process, or use local engines"
         if self._ctx.launcher is None and any(command.mpi for command in spec.commands):
             return "a step asks for MPI, and no mpirun was found: install MPICH"
-        return None
+        return lacking(spec.resources, self._ctx.journals.root)
 
     def _leave(self) -> None:
         """Hand the standing order to the running attempts and give them time to obey."""

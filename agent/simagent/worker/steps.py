@@ -1,6 +1,8 @@
 """Runs the commands of a task, one after the other, and says how that ended."""
 
+import math
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +13,14 @@ from simagent.domain.reasons import Reason
 from simagent.domain.spec import Command, Mpi, Spec
 from simagent.domain.state import Status, StepRecord
 from simagent.ports.launcher import LaunchError, Ranks
-from simagent.ports.runtime import Runtime, RuntimeFailedError, Step, StepExit, StepPlan
+from simagent.ports.runtime import (
+    Runtime,
+    RuntimeFailedError,
+    Step,
+    StepExit,
+    StepLimits,
+    StepPlan,
+)
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
 from simagent.worker.orders import Detached, LeaseLost, Orders
@@ -178,14 +187,13 @@ class StepRunner:
         where = f"commands[{number}] ({plan.argv[0]})"
         if exit_.reason is not None:
             return Ending(Status.FAILED, exit_.reason, f"{where}: {exit_.message}")
+        more = exit_.message and f": {exit_.message}"
         if exit_.signal is not None:
-            return Ending(
-                Status.FAILED, Reason.SIGNAL, f"{where} was ended by signal {exit_.signal}"
-            )
+            ended = f"{where} was ended by {_signal_name(exit_.signal)}{more}"
+            return Ending(Status.FAILED, Reason.SIGNAL, ended)
         if exit_.exit_code:
-            return Ending(
-                Status.FAILED, Reason.EXIT_CODE, f"{where} exited with code {exit_.exit_code}"
-            )
+            exited = f"{where} exited with code {exit_.exit_code}{more}"
+            return Ending(Status.FAILED, Reason.EXIT_CODE, exited)
         return None
 
     def _record(self, number: int, plan: StepPlan, exit_: StepExit) -> None:
@@ -222,12 +230,31 @@ class StepRunner:
             stderr=self._journal.logs / "stderr",
             grace=self._spec.grace,
             orphan_limit=settings.orphan_limit,
+            limits=self._limits(),
+        )
+
+    def _limits(self) -> StepLimits:
+        asked = self._spec.resources
+        return StepLimits(
+            memory_bytes=asked.memory,
+            cpus=asked.cpus,
+            processes=self._ctx.settings.max_processes,
+            file_bytes=self._ctx.settings.max_file_bytes,
         )
 
     def _launch(self, mpi: Mpi, argv: tuple[str, ...], env: tuple[str, ...]) -> tuple[str, ...]:
         launcher = self._ctx.launcher
         if launcher is None:
             raise LaunchError("no mpirun was found on this machine: install MPICH")
-        np = len(os.sched_getaffinity(0)) if mpi.np == "max" else mpi.np
+        cores = len(os.sched_getaffinity(0))
+        most = min(cores, math.ceil(self._spec.resources.cpus or cores))
+        np = most if mpi.np == "max" else mpi.np
         ranks = Ranks(np=np, env=env, bind=mpi.bind, args=mpi.args)
         return launcher.command(ranks, argv)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
