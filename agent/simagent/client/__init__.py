@@ -2,6 +2,7 @@
 
 from simagent.client.client import Client, Listed
 from simagent.client.errors import ClientError, UsageError
+from simagent.client.files import TaskFiles
 from simagent.client.following import LogPiece
 
-__all__ = ["Client", "ClientError", "Listed", "LogPiece", "UsageError"]
+__all__ = ["Client", "ClientError", "Listed", "LogPiece", "TaskFiles", "UsageError"]

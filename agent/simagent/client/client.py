@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from simagent.client.errors import ClientError, UsageError
+from simagent.client.files import TaskFiles
 from simagent.client.following import Follower, LogPiece
 from simagent.client.submission import Submission
 from simagent.domain import keys, mutations
@@ -191,6 +192,23 @@ class Client:
         if not paths and patterns:
             raise ClientError(f"task {task.id} has no output that matches {' or '.join(patterns)}")
         return paths
+
+    def files(
+        self,
+        task: TaskKeys,
+        *,
+        timeout: float = 10.0,
+        on_note: Callable[[str], None] = lambda _text: None,
+    ) -> TaskFiles:
+        """Look into a task's folder, also while it runs.
+
+        ``timeout`` is how long its agent may take to answer, in seconds; ``on_note`` is told what
+        a person should know meanwhile.
+        """
+        self.state(task)
+        return TaskFiles(
+            self._ledger, self._clock, self._retried, task, timeout=timeout, note=on_note
+        )
 
     def delete(self, task: TaskKeys) -> None:
         """Remove an ended task and all that belongs to it; a tombstone is kept for 30 days."""

@@ -127,7 +127,7 @@ def download(
     `OutputChangedError` where the store holds something else than was published,
     `simagent.ports.store.StoreError`s, and OSError.
     """
-    manifest = _manifest(store, output, retry)
+    manifest = read_manifest(store, output, retry)
     globs = Globs(patterns)
     with io.BufferedReader(RangeReader(store, output.archive, retry)) as reader:
         archive = cast(BinaryIO, reader)
@@ -144,7 +144,8 @@ def download(
             raise OutputChangedError(f"{output.archive}: {error}") from error
 
 
-def _manifest(store: Store, output: Output, retry: Retry) -> Manifest:
+def read_manifest(store: Store, output: Output, retry: Retry = once) -> Manifest:
+    """Read what was published. Raises `OutputChangedError` and StoreErrors."""
     data = retry(lambda: store.get(output.manifest)).data
     if hashlib.sha256(data).hexdigest() != output.manifest_sha256:
         raise OutputChangedError(f"{output.manifest} is not what the task published")
@@ -152,6 +153,24 @@ def _manifest(store: Store, output: Output, retry: Retry) -> Manifest:
         return Manifest.load(data)
     except ManifestError as error:
         raise OutputChangedError(f"{output.manifest}: {error}") from error
+
+
+def read_output(store: Store, output: Output, path: str, retry: Retry = once) -> Iterator[bytes]:
+    """Yield the contents of one output, read in pieces as they are wanted.
+
+    Raises FileNotFoundError where it was not published, `OutputChangedError` and StoreErrors.
+    """
+    with io.BufferedReader(RangeReader(store, output.archive, retry)) as reader:
+        archive = cast(BinaryIO, reader)
+        try:
+            directory = read_directory(archive, max_files=_MAX_MEMBERS)
+            for entry in directory.entries:
+                if entry.path == path and not entry.is_link:
+                    yield from inflate(archive, entry, ends(directory)[entry.offset])
+                    return
+        except ZipError as error:
+            raise OutputChangedError(f"{output.archive}: {error}") from error
+    raise FileNotFoundError(path)
 
 
 class _Extraction:
