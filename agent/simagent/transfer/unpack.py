@@ -195,9 +195,12 @@ def _inflated(archive: BinaryIO, entry: Entry) -> Iterator[bytes]:
             yield data
             continue
         try:
-            while data and not inflater.eof:
-                yield inflater.decompress(data, _PIECE)
-                data = inflater.unconsumed_tail
+            piece = inflater.decompress(data, _PIECE)
+            # A full piece may have left more behind, also where all data were taken in.
+            while len(piece) == _PIECE or inflater.unconsumed_tail:
+                yield piece
+                piece = inflater.decompress(inflater.unconsumed_tail, _PIECE)
+            yield piece
         except _DAMAGED as error:
             raise ZipError(f"{entry.path!r} is damaged: {error}") from error
     if inflater and not inflater.eof:
@@ -207,7 +210,7 @@ def _inflated(archive: BinaryIO, entry: Entry) -> Iterator[bytes]:
 def ends(directory: Directory) -> dict[int, int]:
     """Tell where each entry's contents must have ended, by the entry's offset."""
     offsets = sorted(entry.offset for entry in directory.entries)
-    return dict(zip(offsets, [*offsets[1:], directory.start], strict=True))
+    return dict(zip(offsets, [*offsets, directory.start][1:], strict=True))
 
 
 class _Unpacking:
