@@ -93,9 +93,11 @@ def open_agent(
     config: Config, *, until_empty: bool = False, only: TaskKeys | None = None
 ) -> "Agent":
     """Make the agent of this machine, on a state folder that is already held for it."""
+    from simagent.worker.drain import DrainFile
     from simagent.worker.loop import Agent
 
-    return Agent(open_context(config), until_empty=until_empty, only=only)
+    drain = DrainFile(config.state_dir)
+    return Agent(open_context(config), until_empty=until_empty, only=only, drain=drain)
 
 
 def open_context(config: Config) -> "Context":

@@ -1,69 +1,17 @@
 """All commands: their arguments and help texts. What they do is imported when they are called."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simagent import __version__
-from simagent.cli.options import ConfigFile, Project, Queue, StateDir, Store, command
+from simagent.cli.app import Id, Ids, Json, NewId, OutputDir, SpecFile, Timeout, app
+from simagent.cli.options import command
 
 if TYPE_CHECKING:
     from simagent.config import Config
 
-app = typer.Typer(
-    name="simagent",
-    help="Run simulations from a task queue: on this machine, or on a fleet of them.",
-    rich_markup_mode=None,  # rich would be imported for --help
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-SpecFile = Annotated[
-    Path, typer.Argument(metavar="SPEC", help="Task file: .toml, .yaml or .json; - is stdin.")
-]
-Id = Annotated[str, typer.Argument(metavar="ID", help="The task.")]
-Ids = Annotated[list[str], typer.Argument(metavar="ID", help="The tasks.")]
-NewId = Annotated[
-    str | None,
-    typer.Option("--id", metavar="ID", help="Id of the new task; default: one is made."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-OutputDir = Annotated[
-    Path | None, typer.Option("-o", "--output-dir", metavar="DIR", help="Put the outputs here.")
-]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"simagent {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    ctx: typer.Context,
-    *,
-    queue: Queue = None,
-    store: Store = None,
-    state_dir: StateDir = None,
-    config: ConfigFile = None,
-    project: Project = None,
-    version: Annotated[  # noqa: ARG001 - its callback does it
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> None:
-    """Run simulations from a task queue: on this machine, or on a fleet of them."""
-    ctx.obj = {
-        "queue": queue,
-        "store": store,
-        "state_dir": state_dir,
-        "config": config,
-        "project": project,
-    }
+__all__ = ["app"]
 
 
 @command(app, "run")
@@ -104,6 +52,21 @@ def agent(
     from simagent.cli.daemon import run_agent
 
     return run_agent(config, until_empty=until_empty)
+
+
+@command(app, "drain")
+def drain(
+    config: "Config",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the agent has ended.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Let the agent take tasks again.")] = False,
+) -> None:
+    """Let this machine's agent take no more tasks.
+
+    It ends when those that it runs have ended.
+    """
+    from simagent.cli.draining import drain_agent
+
+    drain_agent(config, wait=wait, undo=undo)
 
 
 @command(app, "submit")
@@ -189,6 +152,44 @@ def logs(
     from simagent.cli.following import print_logs
 
     print_logs(config, task_id, follow=follow, stdout=stdout or not stderr, stderr=stderr)
+
+
+@command(app, "ls")
+def ls(
+    config: "Config",
+    task_id: Id,
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder or file of the task's.")
+    ] = "",
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
+    """List a task's files, also while it runs."""
+    from simagent.cli.files import list_files
+
+    list_files(config, task_id, path, timeout=timeout, as_json=as_json)
+
+
+@command(app, "tail")
+def tail(
+    config: "Config",
+    *,
+    task_id: Id,
+    path: Annotated[str, typer.Argument(metavar="FILE", help="A file of the task's.")],
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many last lines.")] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
+    ] = False,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Print the end of one of a task's files, also while it runs.
+
+    \b
+    simagent tail -f ID log.lammps
+    """
+    from simagent.cli.files import tail_file
+
+    tail_file(config, task_id, path, lines=lines, follow=follow, timeout=timeout)
 
 
 @command(app, "kill")

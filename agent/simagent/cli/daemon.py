@@ -3,19 +3,26 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 
 import structlog
 
 from simagent.cli.agentlog import to_stderr
 from simagent.cli.failures import CRASHED
+from simagent.cli.text import say
 from simagent.config import Config
+from simagent.ports.clock import SystemClock
 from simagent.wiring import open_agent
 from simagent.worker.identity import alone_on
 from simagent.worker.loop import Agent
 from simagent.worker.orders import Detached, Preempted
+
+_STOP_WITHIN = 9.0
+_LEAVE_WITHIN = 1.0
+_INTERRUPTED = 130
 
 log = structlog.get_logger()
 
@@ -24,48 +31,87 @@ def run_agent(config: Config, *, until_empty: bool) -> int:
     """Run the agent until it is told to stop, or until there is nothing to do."""
     to_stderr(config)
     with alone_on(config.state_dir):
-        agent = open_agent(config, until_empty=until_empty)
-        with _signals(agent):
-            try:
-                agent.run()
-            except Exception as error:
-                log.error("the agent cannot go on", error=repr(error), exc_info=error)
-                return CRASHED
-    return 0
+        return _Daemon(open_agent(config, until_empty=until_empty)).run()
 
 
-@contextmanager
-def _signals(agent: Agent) -> Iterator[None]:
-    """Let go on SIGTERM and SIGHUP; on SIGINT finish, then give back, then leave."""
-    presses = 0
+class _Daemon:
+    """The agent, in a thread of its own: a call that hangs must not keep a signal waiting.
 
-    def let_go(_number: int, _frame: FrameType | None) -> None:
-        agent.interrupt(Detached("the agent was told to stop"))
+    Signals and the agent's end reach the main thread through one queue, whose put may be called
+    at any moment. SIGTERM and SIGHUP let go; SIGINT finishes, then gives back, then leaves.
+    """
 
-    def escalate(_number: int, _frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses == 1:
-            _tell("no more tasks are taken; Ctrl-C again gives back those that run")
-            agent.drain()
-        elif presses == 2:
-            _tell("giving the tasks back to the queue; Ctrl-C again leaves at once")
-            agent.interrupt(Preempted("stopped by the operator"))
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._clock = SystemClock()
+        self._happened: SimpleQueue[int | BaseException | None] = SimpleQueue()
+        self._deadline: float | None = None
+        self._interrupts = 0
+        self._code = 0
+
+    def run(self) -> int:
+        """Run it to its end; tell the exit code."""
+        with self._signals():
+            threading.Thread(target=self._work, name="agent", daemon=True).start()
+            while True:
+                try:
+                    what = self._happened.get(timeout=self._left())
+                except Empty:
+                    self._abandon()
+                if what is None:
+                    return self._code
+                if isinstance(what, BaseException):
+                    log.error("the agent cannot go on", error=repr(what), exc_info=what)
+                    return CRASHED
+                if what == signal.SIGINT:
+                    self._escalate()
+                else:
+                    self._let_go("the agent was told to stop", _STOP_WITHIN)
+
+    def _work(self) -> None:
+        try:
+            self._agent.run()
+        except BaseException as error:  # noqa: BLE001 - the main thread reports it
+            self._happened.put(error)
         else:
-            _tell("leaving: commands run on, the next agent takes them up again")
-            agent.interrupt(Detached("stopped by the operator"))
-            raise KeyboardInterrupt
+            self._happened.put(None)
 
-    handlers = {signal.SIGTERM: let_go, signal.SIGHUP: let_go, signal.SIGINT: escalate}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _escalate(self) -> None:
+        self._interrupts += 1
+        if self._interrupts == 1:
+            say("no more tasks are taken; Ctrl-C again gives back those that run")
+            self._agent.drain()
+        elif self._interrupts == 2:
+            say("giving the tasks back to the queue; Ctrl-C again leaves at once")
+            self._agent.interrupt(Preempted("stopped by the operator"))
+        else:
+            say("leaving: commands run on, the next agent takes them up again")
+            self._code = _INTERRUPTED
+            self._let_go("stopped by the operator", _LEAVE_WITHIN)
 
+    def _let_go(self, why: str, within: float) -> None:
+        deadline = self._clock.now() + within
+        self._deadline = min(deadline, self._deadline or deadline)
+        self._agent.interrupt(Detached(why))
 
-def _tell(text: str) -> None:
-    """Print from a signal handler, past the buffers it may have interrupted."""
-    with suppress(OSError):
-        os.write(sys.stderr.fileno(), f"simagent: {text}\n".encode())
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock.now())
+
+    def _abandon(self) -> None:
+        """End here and now, as a crash would: all that the next agent needs is written down."""
+        log.warning("left in the midst of a call that hangs; the next agent goes on")
+        sys.stderr.flush()
+        os._exit(self._code)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        before = {
+            number: signal.signal(number, lambda number, _frame: self._happened.put(number))
+            for number in numbers
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -45,6 +45,24 @@ def alone_on(state_dir: Path) -> Iterator[None]:
         yield
 
 
+def holder_of(state_dir: Path) -> int | None:
+    """Tell which process holds the state folder, 0 where it cannot be told; None if none does.
+
+    Raises OSError.
+    """
+    try:
+        file = (state_dir / "lock").open()
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = file.read().strip()
+            return int(pid) if pid.isdigit() else 0
+    return None
+
+
 def identify(state_dir: Path, name: str | None = None) -> Identity:
     """Tell who this agent is: the id kept in the state folder, made anew on another machine."""
     return Identity(

@@ -1,6 +1,7 @@
 """The agent's main loop: recovers, receives bells, starts attempts, keeps house."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -15,6 +16,7 @@ from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.attempt import AttemptRun
 from simagent.worker.capacity import lacking
 from simagent.worker.context import Context
+from simagent.worker.drain import DrainFile
 from simagent.worker.health import Health
 from simagent.worker.journal import Journal
 from simagent.worker.notify import Notifier
@@ -48,12 +50,15 @@ class Agent:
         slots: int = 1,
         until_empty: bool = False,
         only: TaskKeys | None = None,
+        drain: DrainFile | None = None,
     ) -> None:
         self._ctx = ctx
         self._slots = slots
         self._until_empty = until_empty
         self._only = only
+        self._drain_file = drain
         self.wake = Wake()
+        self._ended = Wake()
         self._draining = False
         self._order: Interrupted | None = None
         self._threads = Threads(self.wake)
@@ -101,12 +106,25 @@ class Agent:
             limits=identity.machine.get("limits"),
         )
         self._notifier.ready()
+        drain = self._drain_file
+        if drain is not None:
+            watch = partial(drain.watch, self._ctx.clock, self._ended, self.poke)
+            self._threads.start("drain", watch)
         try:
             while not self._turn():
                 self._notifier.alive()
+            if drain is not None and self._order is None:
+                drain.withdraw()
         finally:
+            self._ended.set()
             self._notifier.stopping()
             self._leave()
+
+    @property
+    def _closing(self) -> bool:
+        """Whether no more tasks are taken."""
+        asked = self._drain_file is not None and self._only is None and self._drain_file.asked
+        return self._draining or asked
 
     def _turn(self) -> bool:
         """Do what is due, then wait for the next thing; True when there is nothing left to do."""
@@ -120,7 +138,8 @@ class Agent:
             return True
         self._keep_house()
         busy = bool(self._running or self._unsettled)
-        if self._draining:
+        if self._closing:
+            self._notifier.status(f"draining, {len(self._running)} tasks run")
             if not busy:
                 return True
             self._wait(_TICK)
@@ -143,9 +162,9 @@ class Agent:
         with self._queue.watch(QueueError), self._store.watch(StoreError):
             self._settle()
             for task, receipt in self._judge.suspects.due():
-                if len(self._running) < self._slots and not self._draining:
+                if len(self._running) < self._slots and not self._closing:
                     self._reception.reconsider(task, receipt)
-            if self._sweeper.due() and not self._draining:
+            if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
         self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
 

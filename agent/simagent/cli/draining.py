@@ -1,0 +1,70 @@
+"""`simagent drain`: let this machine's agent take no more tasks."""
+
+from pathlib import Path
+
+from simagent.cli.text import put, say
+from simagent.client import ClientError
+from simagent.config import Config
+from simagent.ports.clock import SystemClock
+from simagent.worker.drain import DrainFile
+from simagent.worker.identity import holder_of
+
+_LOOK_EVERY = 0.2
+_END_WITHIN = 15.0
+
+
+def drain_agent(config: Config, *, wait: bool, undo: bool) -> None:
+    """Ask for the drain, or take it back; print what comes of it."""
+    folder = config.state_dir
+    drain = DrainFile(folder)
+    if undo:
+        asked = drain.asked
+        drain.withdraw()
+        put(
+            f"the agent on {folder} takes tasks" if asked else f"no drain was asked for on {folder}"
+        )
+        return
+    pid = holder_of(folder)
+    if pid is not None:
+        drain.ask()
+        pid = holder_of(folder)  # one that has ended meanwhile would leave it to the next one
+    if pid is None:
+        drain.withdraw()
+        _check_nothing_left(folder)
+        put(f"no agent runs on {folder}: nothing to drain")
+        return
+    say(f"the agent (pid {pid}) takes no more tasks, and ends when those that it runs have ended")
+    if wait:
+        _wait(drain, folder, pid)
+        put(f"the agent on {folder} has drained")
+
+
+def _check_nothing_left(folder: Path) -> None:
+    attempts = folder / "attempts"
+    left = len(list(attempts.iterdir())) if attempts.exists() else 0
+    if left:
+        raise ClientError(
+            f"no agent runs on {folder}, but the last one left {left} tasks behind, which may run "
+            "on: start it again, then drain it"
+        )
+
+
+def _wait(drain: DrainFile, folder: Path, pid: int) -> None:
+    """Wait until the agent has drained and ended. Raises `ClientError` where it has not."""
+    clock = SystemClock()
+    deadline: float | None = None
+    while (running := holder_of(folder)) is not None:
+        if drain.asked:
+            pid, deadline = running, None  # perhaps restarted meanwhile: it goes on draining
+        elif running != pid:
+            return
+        else:
+            deadline = deadline or clock.now() + _END_WITHIN
+            if clock.now() > deadline:
+                raise ClientError("the drain was taken back")
+        clock.wait(_LOOK_EVERY)
+    if drain.asked:
+        raise ClientError(
+            f"the agent on {folder} stopped before it had drained: what it ran may run on; started "
+            "again it goes on draining"
+        )
