@@ -404,6 +404,7 @@ def _become(
     shim = os.getppid()
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    confined.join()  # takes the kernel some milliseconds, in which the shim writes its record
     if os.read(go, 1) == b"" or os.getppid() != shim:
         return
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -413,7 +414,6 @@ def _become(
         os.dup2(source, fd)
     os.closerange(3, answer)
     os.closerange(answer + 1, _MOST_FDS)
-    confined.join()
     _limit(plan)
     try:
         os.chdir(plan.cwd)
