@@ -77,7 +77,7 @@ names = st.binary(min_size=1, max_size=20).filter(
 contents = st.one_of(
     st.binary(max_size=300),
     st.builds(lambda b, n: b * n, st.binary(min_size=1, max_size=50), st.integers(0, 8000)),
-    st.integers(1, 3 * SMALL).map(lambda n: os.urandom(n)),
+    st.integers(1, 3 * SMALL).map(os.urandom),
 )
 leaf = st.one_of(
     st.tuples(st.just("file"), contents, st.integers(0o400, 0o777), st.integers(0, 2**31 - 1)),

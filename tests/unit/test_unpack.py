@@ -112,7 +112,7 @@ def test_writing_through_a_link_that_is_there(root: Path, tmp_path: Path) -> Non
     outside = tmp_path / "outside"
     outside.mkdir()
     (root / "d").symlink_to(outside)
-    with pytest.raises(InputRejectedError, match="in the way|cannot be made"):
+    with pytest.raises(InputRejectedError, match="in the way"):
         unpack(io.BytesIO(make(("d/x", b"bad"))), root)
     with pytest.raises(InputRejectedError, match="in the way"):
         unpack(io.BytesIO(make(("x", b"bad"))), root, destination="d/deeper")
