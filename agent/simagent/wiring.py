@@ -24,11 +24,14 @@ if TYPE_CHECKING:  # clients need no worker: they start faster without
     from simagent.worker.sweep import Sweeper
 
 
-def open_store(config: Config) -> Store:
-    """Make the store. Raises `simagent.ports.store.StoreRefusedError`."""
+def open_store(config: Config, *, existing: bool = False) -> Store:
+    """Make the store, one that was there before if ``existing``.
+
+    Raises `simagent.ports.store.StoreRefusedError`.
+    """
     from simagent.stores.directory import DirectoryStore
 
-    return DirectoryStore(_path(config.store_url))
+    return DirectoryStore(_path(config.store_url), existing=existing)
 
 
 def open_queue(config: Config, group: str) -> Queue:
@@ -125,14 +128,16 @@ def open_context(config: Config) -> "Context":
         max_processes=config.max_processes or None,
         max_file_bytes=config.max_file_bytes or None,
     )
+    journals = Journals(config.state_dir)
+    existing = not journals.empty
     return Context(
-        ledger=Ledger(open_store(config)),
-        lease_ledger=Ledger(open_store(config)),
+        ledger=Ledger(open_store(config, existing=existing)),
+        lease_ledger=Ledger(open_store(config, existing=existing)),
         queue=open_queue(config, config.group),
         clock=SystemClock(),
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits}),
-        journals=Journals(config.state_dir),
+        journals=journals,
         runtimes=runtimes,
         launcher=open_launcher(config),
         settings=settings,

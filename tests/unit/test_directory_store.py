@@ -173,3 +173,37 @@ def test_locks_that_exclude_nobody_fail_the_self_test(
     monkeypatch.setattr(sys, "executable", str(pretender))
     with pytest.raises(StoreRefusedError, match="locks do not work"):
         self_test(tmp_path / "store")
+
+
+def test_a_store_that_is_gone_does_not_look_empty(tmp_path: Path) -> None:
+    """An unmounted or replaced folder is an outage: no task in it has ceased to be."""
+    root = tmp_path / "store"
+    store = DirectoryStore(root)
+    etag = store.put("a/b", b"1")
+    root.rename(tmp_path / "away")
+    for place, remove in ((None, None), (Path.touch, Path.unlink), (Path.mkdir, Path.rmdir)):
+        if place is not None:
+            place(root)
+        for call in (
+            lambda: store.get("a/b"),
+            lambda: store.head("a/b"),
+            lambda: list(store.scan("a/")),
+            lambda: store.delete("a/b"),
+            lambda: store.put("a/c", b"2"),
+            lambda: store.put("a/b", b"2", if_match=etag),
+            lambda: store.upload("a/c", lambda: [b"2"]),
+        ):
+            with pytest.raises(StoreUnavailableError):
+                call()
+        if remove is not None:
+            remove(root)
+    (tmp_path / "away").rename(root)
+    assert store.get("a/b").data == b"1"
+
+
+def test_a_store_that_was_there_before_is_missed_from_the_start(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store", existing=True)
+    with pytest.raises(StoreUnavailableError):
+        store.get("a")
+    with pytest.raises(StoreUnavailableError):
+        store.put("a", b"")

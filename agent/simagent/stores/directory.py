@@ -56,12 +56,15 @@ _FOLDER_RACES = 100
 class DirectoryStore:
     """Objects as files beneath ``root``, shared by the processes of one machine.
 
-    Cheap to make. Raises `StoreRefusedError` on a file system without working locks.
+    Cheap to make. Raises `StoreRefusedError` on a file system without working locks. A store that
+    has been there, or has to be by ``existing``, and is not (unmounted, say) is unavailable, not
+    empty: nobody may conclude that the tasks in it are gone.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, existing: bool = False) -> None:
         self._root = root.absolute()
         self._internal = self._root / _INTERNAL
+        self._existing = existing
         self._swept = False
         if not is_known_local(self._root):
             self.self_test()
@@ -88,9 +91,8 @@ class DirectoryStore:
     def head(self, key: str) -> Entry:
         """Tell an object's size and etag. Raises `NotFoundError`."""
         path = self._path(key)
-        with reading(path):
-            status = os.stat(path, follow_symlinks=False)
-        return _entry(key, _regular(status, path))
+        with self._missing_only_if_there(), reading(path):
+            return _entry(key, _regular(os.stat(path, follow_symlinks=False), path))
 
     @contextmanager
     def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
@@ -108,6 +110,7 @@ class DirectoryStore:
         path = self._path(key)
         with mapped("delete", path):
             if _status(path) is None:
+                self._check_there()
                 return
             with exclusive(self._lock(key)), suppress(FileNotFoundError):
                 path.unlink()
@@ -148,8 +151,24 @@ class DirectoryStore:
                     elif entry.is_file(follow_symlinks=False):
                         names.append(entry.name)
         except NotFoundError:
+            self._check_there()
             return []
         return sorted(names)
+
+    def _check_there(self) -> None:
+        """Raise `StoreUnavailableError` if the whole store is gone."""
+        if self._internal.is_dir():
+            self._existing = True
+        elif self._existing:
+            raise StoreUnavailableError(f"the store in {self._root} is gone: is it mounted?")
+
+    @contextmanager
+    def _missing_only_if_there(self) -> Iterator[None]:
+        try:
+            yield
+        except NotFoundError:
+            self._check_there()
+            raise
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
@@ -164,7 +183,7 @@ class DirectoryStore:
 
     def _file(self, key: str) -> io.FileIO:
         path = self._path(key)
-        with reading(path):
+        with self._missing_only_if_there(), reading(path):
             descriptor = os.open(path, _READ_FLAGS)
             try:
                 _regular(os.fstat(descriptor), path)
@@ -200,8 +219,10 @@ class DirectoryStore:
     @contextmanager
     def _temporary(self) -> Iterator[tuple[int, Path]]:
         folder = self._internal / "tmp"
+        self._check_there()
         with mapped("write in", folder):
             make_folder(folder)
+            self._existing = True
             if not self._swept:
                 self._swept = True
                 remove_abandoned(folder)

@@ -45,6 +45,10 @@ class Entry(Record):
     prepared: bool = False
     """The inputs are laid and the snapshot of them is taken."""
     attempt: Attempt
+    stopping: Reason | None = None
+    """Why the running step was told to end."""
+    crashes: int = 0
+    """How often carrying the attempt on ended the agent."""
     outcome: Status | None = None
     reason: Reason | None = None
 
@@ -69,7 +73,7 @@ class Journal:
     @property
     def steps(self) -> Path:
         """Where the runtime keeps its records."""
-        return self.folder / "steps"
+        return steps_folder(self.folder)
 
     @property
     def artifacts(self) -> Path:
@@ -116,6 +120,11 @@ class Journals:
         self._aside = state_dir / "set-aside"
         self.root.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no attempt was left behind by an earlier incarnation."""
+        return not any(self.root.iterdir())
+
     def create(self, entry: Entry) -> Journal:
         """Begin the journal of an attempt, durably. Raises OSError."""
         folder = self.root / f"{entry.task}.{entry.epoch}"
@@ -128,19 +137,24 @@ class Journals:
         return journal
 
     def all(self) -> Iterator[Journal]:
-        """Read every journal; set aside what cannot be read, remove what has none."""
+        """Read every journal that can be read; remove folders that have none."""
         for folder in sorted(self.root.iterdir()):
-            path = folder / _NAME
             try:
-                entry = Entry.model_validate(json.loads(path.read_bytes()))
-                if entry.format > FORMAT:
-                    raise ValueError(f"written in format {entry.format}, by a newer version")
+                yield Journal(folder, _read(folder))
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
+            except (OSError, ValueError, RecursionError):
+                continue
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Give the folders whose journals cannot be read, and why."""
+        for folder in sorted(self.root.iterdir()):
+            try:
+                _read(folder)
+            except FileNotFoundError:
+                continue
             except (OSError, ValueError, RecursionError) as error:
-                self.set_aside(folder, str(error).splitlines()[0])
-            else:
-                yield Journal(folder, entry)
+                yield folder, str(error).splitlines()[0]
 
     def set_aside(self, folder: Path, why: str) -> None:
         """Move an attempt's folder out of the way, for people to look at."""
@@ -165,6 +179,18 @@ class Journals:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 folder.unlink(missing_ok=True)
+
+
+def steps_folder(attempt: Path) -> Path:
+    """Tell where the runtime keeps its records of an attempt."""
+    return attempt / "steps"
+
+
+def _read(folder: Path) -> Entry:
+    entry = Entry.model_validate(json.loads((folder / _NAME).read_bytes()))
+    if entry.format > FORMAT:
+        raise ValueError(f"written in format {entry.format}, by a newer version")
+    return entry
 
 
 def _write_durably(path: Path, data: bytes) -> None:
