@@ -119,3 +119,24 @@ def test_a_task_that_becomes_newer_while_it_is_judged_is_left_alone(
     assert started == []
     assert idle.store.get(task.state).data == NEWER
     assert idle.queue.bodies() == [bell.encode(task)]
+
+
+def test_the_bell_of_a_task_that_took_its_agents_down_goes_to_the_dead_letters(
+    idle: Idle,
+) -> None:
+    task = place(idle.good, "running", spec={"max_attempts": 1})
+    idle.queue.send(bell.encode(task))
+    assert Event.TASK_CLOSED in idle.run_for(900.0)
+    assert idle.good.state(task).reason == "agent_lost"
+    ((body, reason),) = idle.queue.dead_letters()
+    assert body == bell.encode(task)
+    assert reason.startswith("agent_lost: ")
+
+
+@pytest.mark.parametrize(("reason", "dead"), [("agent_lost", 1), ("invalid_spec", 0)])
+def test_a_bell_of_a_task_that_another_has_ended(idle: Idle, reason: str, dead: int) -> None:
+    task = place(idle.good, "error", outcome="error", reason=reason)
+    idle.queue.send(bell.encode(task))
+    idle.run_for(10.0)
+    assert len(idle.queue.dead_letters()) == dead
+    assert not idle.queue.bodies()

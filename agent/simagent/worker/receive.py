@@ -24,7 +24,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The task has ended or does not exist: its marker and its bell can go."""
+    """The task has ended or does not exist: its marker and its bell can go.
+
+    ``poison`` where it took its agents down, for the dead letters: why.
+    """
+
+    poison: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,12 @@ class Close:
 
 
 Verdict = Gone | Hide | Claim | Close
+
+
+def poison_of(state: State) -> str:
+    """Tell why the bell of an ended task belongs to the dead letters; empty if it does not."""
+    lost = state.status is Status.ERROR and state.reason is Reason.AGENT_LOST
+    return f"{Reason.AGENT_LOST}: {state.message}" if lost else ""
 
 
 @dataclass(slots=True)
@@ -145,7 +156,7 @@ class Judge:
                 task, self._refused(f"{Reason.AGENT_TOO_OLD}: {error}", free=False)
             )
         if state.terminal:
-            return self._settled(task, Gone())
+            return self._settled(task, Gone(poison_of(state)))
         if state.status is Status.SUBMITTED:
             return self._settled(task, Hide(self._times.hide_submitted, "submission under way"))
         if state.status not in HELD:

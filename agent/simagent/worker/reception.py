@@ -17,7 +17,7 @@ from simagent.ports.queue import Message
 from simagent.worker.claim import ClaimUnknownError, claim
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
-from simagent.worker.receive import Claim, Close, Gone, Hide, Judge
+from simagent.worker.receive import Claim, Close, Gone, Hide, Judge, poison_of
 
 log = structlog.get_logger()
 
@@ -65,8 +65,8 @@ class Reception:
         """Judge a task and act. Raises StoreError, QueueError, `CorruptError`."""
         verdict = self._judge.judge(task, receipt)
         match verdict:
-            case Gone():
-                self._dismiss(task, receipt)
+            case Gone(poison=poison):
+                self._dismiss(task, receipt, poison)
             case Hide(refused=True):
                 self._refuse(task, receipt, verdict.seconds, verdict.why)
             case Hide():
@@ -82,7 +82,7 @@ class Reception:
         except (SupersededError, TooNewError):
             return  # it moved on: the bell comes again
         log.warning(Event.TASK_CLOSED, task=task.id, status=state.status.value, reason=state.reason)
-        self._dismiss(task, receipt)
+        self._dismiss(task, receipt, poison_of(state))
 
     def _claim(self, task: TaskKeys, verdict: Claim, receipt: str | None) -> None:
         try:
@@ -99,9 +99,13 @@ class Reception:
     def _a_while(self) -> float:
         return self._ctx.times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
 
-    def _dismiss(self, task: TaskKeys, receipt: str | None) -> None:
+    def _dismiss(self, task: TaskKeys, receipt: str | None, poison: str = "") -> None:
         self._ctx.ledger.remove_marker(self._ctx.settings.group, task)
-        if receipt is not None:
+        if receipt is None:
+            return
+        if poison:
+            self._ctx.queue.reject(Message(bell.encode(task), receipt, receives=0), poison)
+        else:
             self._ctx.queue.delete(receipt)
 
     def _refuse(self, task: TaskKeys, receipt: str | None, seconds: float, why: str) -> None:
