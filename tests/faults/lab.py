@@ -1,0 +1,191 @@
+"""A machine in miniature on which real agents are hurt, and the recorder looks at the result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from fakes.rig import TIMES as RIG_TIMES
+from fakes.rig import Rig
+from faults.recorder import Recorder, Watch
+from simagent.config import Config, load_config
+from simagent.domain.keys import TaskKeys
+from simagent.domain.spec import Spec
+
+FULL = bool(os.environ.get("SIMAGENT_FAULTS_FULL"))
+"""Whether every case is run, or a choice that takes a minute."""
+
+TIMES = RIG_TIMES | {"hide_alive": 2.0, "bell_visibility": 3.0, "sweep_every": 1.0}
+SCALE = 60.0 / TIMES["lease_ttl"]
+"""By how much the protocol's times are shorter here than in earnest."""
+
+_HERE = Path(__file__).parent
+
+
+class Lab(Rig):
+    """Everything beneath one folder; tasks do what payload.py can do."""
+
+    def __init__(self, folder: Path, **times: float) -> None:
+        self._times = TIMES | times
+        super().__init__(folder)
+        self.truth = folder / "truth"
+        (self.truth / "agents").mkdir(parents=True, exist_ok=True)
+        self.agents: list[subprocess.Popen[bytes]] = []
+        self._watch = Watch(folder)
+
+    def config(self, name: str = "state") -> Config:
+        return load_config(None, **self._settings(name))
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        return {
+            "state_dir": str(self.folder / name),
+            "queue": f"sqlite://{self.folder}/queue.db",
+            "store": f"file://{self.folder}/store",
+            "times": self._times,
+            "sample_every": 1.0,
+            "agent": name,
+        }
+
+    # --- Tasks ---------------------------------------------------------------------------------
+
+    def payload(self, step: int, mode: str, number: float = 1.0) -> list[str]:
+        """Give the command of a step."""
+        argv = [sys.executable, "-I", "-S", str(_HERE / "payload.py")]
+        return [*argv, str(self.truth), str(step), mode, str(number)]
+
+    def task(self, *steps: tuple[str, float], **fields: object) -> TaskKeys:
+        """Submit a task of these steps."""
+        commands = [self.payload(step, *what) for step, what in enumerate(steps)]
+        return self.submit(*commands, **{"grace": 1.0} | fields)
+
+    def submit(self, *commands: object, **fields: object) -> TaskKeys:
+        spec = Spec.model_validate({"commands": commands, **fields})
+        task = self.client.submit(spec, base=self.folder)
+        with (self.folder / "accepted").open("a") as file:
+            file.write(f"{task.id}\n")
+        return task
+
+    def canonical(self) -> TaskKeys:
+        """Submit the task whose run passes every point: an input, two steps, outputs."""
+        source = self.folder / "input"
+        source.mkdir(exist_ok=True)
+        (source / "given.txt").write_text("given")
+        return self.task(("known", 20.0), ("tick", 0.8), inputs=["input"])
+
+    def go(self) -> None:
+        """Let the payloads end that wait for it."""
+        (self.truth / "go").touch()
+
+    def pid(self, task: TaskKeys, step: str = "1.0") -> int:
+        """Wait for a step's start and give its process id."""
+        ran = self.truth / task.id / step / "ran"
+        return self.until(lambda: int(ran.read_text().split()[0]) if ran.exists() else None)
+
+    # --- Agents --------------------------------------------------------------------------------
+
+    def start(self, name: str = "state", **options: object) -> subprocess.Popen[bytes]:
+        """Start an agent as a process of its own, to be hurt as the options of driver.py say."""
+        options = {"config": self._settings(name), **options}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(_HERE / "driver.py"), json.dumps(options)],
+                env=environment,
+                stderr=log,
+            )
+        (self.truth / "agents" / name).write_text(f"{process.pid}")
+        self.agents.append(process)
+        return process
+
+    @contextmanager
+    def kept(self, name: str = "state", **options: object) -> Iterator[list[int]]:
+        """Start an agent again whenever it ends of itself, as systemd does; give its exit codes."""
+        over = threading.Event()
+        codes: list[int] = []
+
+        def keep() -> None:
+            while not over.is_set():
+                codes.append(self.start(name, **options).wait())
+                over.wait(0.5)
+
+        thread = threading.Thread(target=keep)
+        thread.start()
+        try:
+            yield codes
+        finally:
+            over.set()
+            self.stop()
+            thread.join(60)
+
+    def forget(self, name: str) -> None:
+        """Strike an agent that has ended off the list of those whom a payload may kill."""
+        (self.truth / "agents" / name).unlink()
+
+    def log_of(self, name: str = "state") -> list[dict[str, Any]]:
+        """Read the events that an agent has logged."""
+        lines = (self.folder / f"{name}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def stop(self) -> None:
+        """Stop all agents, which has to work."""
+        alive = [process for process in self.agents if process.poll() is None]
+        for process in alive:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in alive:
+            process.wait(60)
+
+    def stopped(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until a process is stopped by a signal."""
+        stat = Path(f"/proc/{process.pid}/stat")
+        self.until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+
+    # --- The promise ---------------------------------------------------------------------------
+
+    def __enter__(self) -> "Lab":
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.__exit__()
+        for process in self.agents:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def check(self, *, calm: bool = False, seconds: float = 30.0) -> None:
+        """Wait until all is as it was promised; fail with what is not."""
+        found = self._watch.findings + Recorder(self.folder, calm=calm).settled(seconds)
+        assert not found, "\n".join(found)
+        self.stop()
+
+
+class Stopwatch:
+    """Times a recovery."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self.seconds: float | None = None
+
+    def stop(self) -> float:
+        """Give the seconds from its making to the first stop."""
+        if self.seconds is None:
+            self.seconds = time.monotonic() - self._begun
+        return self.seconds
+
+
+class Measured(Protocol):
+    """Notes the times of a recovery, for the table that `make faults` prints at its end.
+
+    ``scaled`` where they consist of the protocol's own times, which are shortened here.
+    """
+
+    def __call__(self, what: str, *watches: Stopwatch, scaled: bool = False) -> None:
+        """Note it."""
