@@ -7,7 +7,7 @@ folder in which the task's commands start; bytes of names that are no UTF-8 are 
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -25,8 +25,6 @@ MAX_WAIT = 30.0
 MAX_PATH = 4096
 MEMORY = 64
 """Bytes before a place in a file by which it is recognised."""
-
-Path = Annotated[str, Field(max_length=MAX_PATH)]
 
 
 class Place(Record):
@@ -50,7 +48,7 @@ class Request(Record):
 
     format: int = FORMAT
     op: Literal["list", "read"]
-    path: Path = ""
+    path: str = ""
     lines: int = Field(10, ge=0)
     since: Place | None = None
     wait: float = Field(0.0, ge=0.0, le=MAX_WAIT)

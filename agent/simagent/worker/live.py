@@ -80,6 +80,7 @@ class LiveFiles:
                 continue  # whoever asked has given up
             if answer is not None:
                 self._store.put(answer_key, answer)
+                self._seen[answer_key] = now
                 served += 1
 
     def clear(self) -> None:
