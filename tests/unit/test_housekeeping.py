@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fakes.clock import FakeClock
-from fakes.faults import DROP, Faults, FaultyQueue, FaultyStore
+from fakes.faults import DROP, UNAVAILABLE, Faults, FaultyQueue, FaultyStore
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import place
@@ -140,3 +140,15 @@ def test_a_bell_of_a_task_that_another_has_ended(idle: Idle, reason: str, dead: 
     idle.run_for(10.0)
     assert len(idle.queue.dead_letters()) == dead
     assert not idle.queue.bodies()
+
+
+@pytest.mark.parametrize(
+    ("engine", "call"), [("queue", "receive"), ("store", "get")], ids=["queue", "store"]
+)
+def test_an_outage_is_told_once_and_waited_out(idle: Idle, engine: str, call: str) -> None:
+    idle.silent_task()
+    idle.faults.plan = lambda made, key: UNAVAILABLE if made == call else None
+    idle.clock.after(300.0, lambda: setattr(idle.faults, "plan", lambda made, key: None))
+    events = idle.run_for(900.0)
+    assert events.count(f"{engine}_lost") == events.count(f"{engine}_back") == 1
+    assert len(idle.faults.calls) < 200

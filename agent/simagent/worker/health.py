@@ -36,8 +36,11 @@ class Health:
         return self._failures > 0 and self.pause_left > 0.0
 
     @contextmanager
-    def watch(self, kind: type[Exception]) -> Iterator[None]:
-        """Take an exception of this kind for an outage, the end of the block for health."""
+    def watch(self, kind: type[Exception], *, proof: bool = True) -> Iterator[None]:
+        """Take an exception of this kind for an outage, the end of the block for health.
+
+        Without ``proof`` its end says nothing: the block need not have used the engine.
+        """
         try:
             yield
         except kind as error:
@@ -48,6 +51,6 @@ class Health:
             self._failures += 1
             self._until = self._clock.now() + pause * random.uniform(0.5, 1.0)  # noqa: S311
             return
-        if self._failures:
+        if self._failures and proof:
             log.info(self._back, seconds=round(self._clock.now() - self._since, 1))
             self._failures = 0

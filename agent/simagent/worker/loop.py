@@ -159,11 +159,16 @@ class Agent:
                 runtime.keep_alive(journal.steps)
         if self._store.paused:
             return
-        with self._queue.watch(QueueError), self._store.watch(StoreError):
+        suspects = self._judge.suspects.due()
+        used = bool(self._unsettled or suspects)
+        with (
+            self._queue.watch(QueueError, proof=False),
+            self._store.watch(StoreError, proof=used),
+        ):
             self._settle()
-            for task, receipt in self._judge.suspects.due():
-                if len(self._running) < self._slots and not self._closing:
-                    self._reception.reconsider(task, receipt)
+            for task, receipt in suspects:
+                free = len(self._running) < self._slots and not self._closing
+                self._reception.reconsider(task, receipt, free=free)
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
         self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
