@@ -132,7 +132,7 @@ def open_context(config: Config) -> "Context":
     existing = not journals.empty
     return Context(
         ledger=Ledger(open_store(config, existing=existing)),
-        lease_ledger=Ledger(open_store(config, existing=existing)),
+        lease_ledger=Ledger(open_store(config, existing=True)),  # what it renews was claimed there
         queue=open_queue(config, config.group),
         clock=SystemClock(),
         times=config.times,

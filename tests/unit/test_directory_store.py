@@ -207,3 +207,13 @@ def test_a_store_that_was_there_before_is_missed_from_the_start(tmp_path: Path) 
         store.get("a")
     with pytest.raises(StoreUnavailableError):
         store.put("a", b"")
+
+
+def test_a_store_that_was_only_read_is_missed_as_well(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    DirectoryStore(root).put("a", b"1")
+    reader = DirectoryStore(root)
+    assert reader.get("a").data == b"1"
+    root.rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailableError):
+        reader.get("a")

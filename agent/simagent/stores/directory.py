@@ -169,6 +169,8 @@ class DirectoryStore:
         except NotFoundError:
             self._check_there()
             raise
+        if not self._existing:
+            self._check_there()
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
