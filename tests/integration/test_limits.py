@@ -62,7 +62,7 @@ def confined(folder: Folder) -> Folder:
     try:
         folder.runtime = ProcessRuntime(Cgroups.open(find()))
     except NoCgroupsError as error:
-        pytest.skip(f"limits by cgroups: {error}")
+        pytest.skip(f"machine: limits by cgroups: {error}")
     return folder
 
 
@@ -72,7 +72,7 @@ def bare(folder: Folder) -> Iterator[Cgroups]:
     root = next((p for p in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"))
                  if (p / "cgroup.subtree_control").exists()), None)  # fmt: skip
     if root is None or not os.access(root, os.W_OK) or os.geteuid() != 0:
-        pytest.skip("ending steps by cgroup.kill: a cgroup v2 tree that the test may write")
+        pytest.skip("machine: ending steps by cgroup.kill: a cgroup v2 tree that the test may write")
     base = root / f"simagent-test-{os.getpid()}"
     base.mkdir()
     yield Cgroups(base)
@@ -88,7 +88,7 @@ def v1_cgroup() -> Iterator[Path]:
     """A memory cgroup of version 1 of 64 MiB, as a container engine may have put one around."""
     cgroup = V1_MEMORY / f"simagent-test-{os.getpid()}"
     if not os.access(V1_MEMORY / "cgroup.procs", os.W_OK):
-        pytest.skip("the OOM killer, without a cgroup of the step's own: no writable cgroup v1")
+        pytest.skip("machine: the OOM killer, without a cgroup of the step's own: no writable cgroup v1")
     cgroup.mkdir()
     (cgroup / "memory.limit_in_bytes").write_text(str(64 * MIB))
     yield cgroup
@@ -184,7 +184,7 @@ def test_a_fork_bomb_of_a_user_stops_at_the_limit() -> None:
     finally:
         shutil.rmtree(place)
     if os.geteuid() == 0 and re.search("PermissionError|ModuleNotFoundError", done.stderr):
-        pytest.skip(f"forks of another user: it cannot run the code: {done.stderr[-200:]}")
+        pytest.skip(f"machine: forks of another user: it cannot run the code: {done.stderr[-200:]}")
     code, count = done.stdout.split()
     assert code == "0", done.stderr
     assert 20 <= int(count) <= 40  # some of the user's processes may have ended meanwhile
