@@ -34,7 +34,6 @@ class Agent:
             [sys.executable, "-m", "simagent", "agent"],
             env=environment(rig),
             stderr=subprocess.PIPE,
-            text=True,
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -43,7 +42,7 @@ class Agent:
     def _read(self) -> None:
         assert self.process.stderr is not None
         with self.process.stderr:
-            self.lines.extend(line for line in self.process.stderr)
+            self.lines.extend(line.decode() for line in self.process.stderr)
 
     def says(self, words: str) -> None:
         self._rig.until(lambda: any(words in line for line in self.lines))
