@@ -6,7 +6,6 @@ from collections.abc import Generator
 
 import pytest
 
-
 _OF_THE_MACHINE = "machine: "
 """How a reason to skip begins where nothing that could be installed would help."""
 
