@@ -222,7 +222,7 @@ class Archive:
             sha256=opened.hash.hexdigest(),
         )
         self.entries.append(entry)
-        self._headers.append(central_header(entry))
+        self._headers.append(central_header(encode(entry.path), entry))
         return _STREAM_END + descriptor(entry, zip64=zip64)
 
     def _directory(self) -> Iterator[bytes]:

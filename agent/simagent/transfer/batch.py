@@ -5,11 +5,11 @@ each other: processes share that work. `simagent.transfer.helpers` starts them.
 """
 
 import hashlib
+import marshal
 import os
-import pickle
 import stat
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from isal import isal_zlib
 
@@ -60,6 +60,7 @@ def pack_batch(members: list[Member]) -> Batch:
     """Pack members whose files are small enough to be held in memory all together."""
     parts: list[bytes] = []
     entries: list[Entry] = []
+    headers: list[bytes] = []
     notes: list[tuple[str, str]] = []
     trees: dict[str, Tree] = {}
     offset = 0
@@ -75,14 +76,14 @@ def pack_batch(members: list[Member]) -> Batch:
                 continue
             if member.kind == "file" and is_changed(status, len(data), member.size):
                 notes.append((member.path, CHANGED))
-            header, body, entry = _pack_one(member, data, status, offset)
+            header, line, body, entry = _pack_one(member, data, status, offset)
             parts += (header, body)
             entries.append(entry)
+            headers.append(line)
             offset += len(header) + len(body)
     finally:
         for tree in trees.values():
             tree.close()
-    headers = [central_header(entry) for entry in entries]
     return Batch(b"".join(parts), entries, headers, notes)
 
 
@@ -138,7 +139,7 @@ def _read(tree: Tree, member: Member) -> tuple[bytes, os.stat_result]:
 
 def _pack_one(
     member: Member, data: bytes, status: os.stat_result, offset: int
-) -> tuple[bytes, bytes, Entry]:
+) -> tuple[bytes, bytes, bytes, Entry]:
     path = member.path + "/" if member.kind == "folder" else member.path
     name = encode(path)
     method, body = STORED, data
@@ -158,24 +159,25 @@ def _pack_one(
         offset,
         hashlib.sha256(data).hexdigest() if member.kind == "file" else "",
     )
-    return local_header(name, entry), body, entry
+    return local_header(name, entry), central_header(name, entry), body, entry
 
 
-def send(stream: BinaryIO, message: object) -> None:
-    """Send a message to the process at the other end. Raises OSError."""
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+def send(stream: BinaryIO, message: Any) -> None:
+    """Send a message, of plain types, to the process at the other end. Raises OSError."""
+    data = marshal.dumps(message)
     stream.write(_LENGTH.pack(len(data)))
     stream.write(data)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> object:
+def receive(stream: BinaryIO) -> Any:
     """Give the message the process at the other end sent. Raises EOFError, OSError."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError
     data = stream.read(_LENGTH.unpack(head)[0])
-    return pickle.loads(data)  # noqa: S301 - a socket that only our own child holds
+    # Both ends run the same Python, and only a child of this process holds the other one.
+    return marshal.loads(data)  # noqa: S302
 
 
 _LENGTH = struct.Struct("<Q")
@@ -189,5 +191,5 @@ def serve(descriptor: int) -> None:
                 members = receive(requests)
             except EOFError:
                 return
-            assert isinstance(members, list)
-            send(answers, pack_batch(members))
+            batch = pack_batch([Member(*member) for member in members])
+            send(answers, (batch.data, list(map(tuple, batch.entries)), *batch[2:]))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Literal
 
 from simagent.transfer.batch import Batch, Member, pack_batch, receive, send
+from simagent.transfer.zipformat import Entry
 
 _EXIT_SECONDS = 10.0
 
@@ -40,10 +41,9 @@ class _Helper:
 
     def pack(self, members: list[Member]) -> Batch:
         """Pack a batch. Raises OSError or EOFError where the process has died."""
-        send(self._requests, members)
-        batch = receive(self._answers)
-        assert isinstance(batch, Batch)
-        return batch
+        send(self._requests, list(map(tuple, members)))
+        data, entries, headers, notes = receive(self._answers)
+        return Batch(data, [Entry(*entry) for entry in entries], headers, notes)
 
     def close(self) -> None:
         """End the process."""

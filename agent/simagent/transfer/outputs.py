@@ -118,7 +118,7 @@ def select(root: Path, before: Snapshot, outputs: Outputs) -> Selection:
     for path, kind, status, empty in scan(root):
         if kind == "folder" and not empty:
             continue
-        if marks.get(path) == _mark(status):
+        if path in marks and marks[path] == _mark(status):
             continue
         if not include.match(path) or exclude.match(path):
             continue

@@ -75,33 +75,24 @@ def name_flag(name: bytes) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _dos_time(seconds: int) -> tuple[int, int]:
+def _times(seconds: int) -> tuple[int, int, bytes]:
+    """Give a time as MS-DOS has it, time and day, and as the extended timestamp."""
+    stamp = _STAMP.pack(0x5455, 5, 1, seconds) if -(2**31) <= seconds < 2**31 else b""
     try:
         t = time.gmtime(seconds)
     except (OverflowError, OSError, ValueError):
-        return 0, 0x21
+        return 0, 0x21, stamp
     if t.tm_year < 1980:
-        return 0, 0x21
+        return 0, 0x21, stamp
     if t.tm_year > 2107:
-        return 0xBF7D, 0xFF9F
-    return (
-        t.tm_hour << 11 | t.tm_min << 5 | t.tm_sec // 2,
-        (t.tm_year - 1980) << 9 | t.tm_mon << 5 | t.tm_mday,
-    )
-
-
-@lru_cache(maxsize=4096)
-def _stamp(seconds: int) -> bytes:
-    if not -(2**31) <= seconds < 2**31:
-        return b""
-    return _STAMP.pack(0x5455, 5, 1, seconds)
+        return 0xBF7D, 0xFF9F, stamp
+    moment = t.tm_hour << 11 | t.tm_min << 5 | t.tm_sec // 2
+    return moment, (t.tm_year - 1980) << 9 | t.tm_mon << 5 | t.tm_mday, stamp
 
 
 def local_header(name: bytes, entry: Entry) -> bytes:
     """Build a local header; with `DESCRIPTOR` set, sizes and checksum follow the contents."""
-    seconds = entry.mtime_ns // 1_000_000_000
-    moment, day = _dos_time(seconds)
-    extra = _stamp(seconds)
+    moment, day, extra = _times(entry.mtime_ns // 1_000_000_000)
     crc, packed, size, version = entry.crc, entry.packed, entry.size, 20
     if size >= ZIP64_FROM:
         extra = struct.pack("<HHQQ", 1, 16, 0, 0) + extra
@@ -111,14 +102,11 @@ def local_header(name: bytes, entry: Entry) -> bytes:
         crc = 0
         if version == 20:
             packed = size = 0
-    return (
-        LOCAL.pack(
-            _LOCAL_SIG, version, entry.flags, entry.method, moment, day,
-            crc, packed, size, len(name), len(extra),
-        )
-        + name
-        + extra
+    fixed = LOCAL.pack(
+        _LOCAL_SIG, version, entry.flags, entry.method, moment, day,
+        crc, packed, size, len(name), len(extra),
     )  # fmt: skip
+    return fixed + name + extra
 
 
 def descriptor(entry: Entry, *, zip64: bool) -> bytes:
@@ -127,33 +115,27 @@ def descriptor(entry: Entry, *, zip64: bool) -> bytes:
     return struct.pack(layout, _DESCRIPTOR_SIG, entry.crc, entry.packed, entry.size)
 
 
-def central_header(entry: Entry) -> bytes:
+def central_header(name: bytes, entry: Entry) -> bytes:
     """Build an entry's line of the directory."""
-    name = encode(entry.path)
-    seconds = entry.mtime_ns // 1_000_000_000
-    moment, day = _dos_time(seconds)
-    extra = _stamp(seconds)
+    moment, day, extra = _times(entry.mtime_ns // 1_000_000_000)
     packed, size, offset, version = entry.packed, entry.size, entry.offset, 20
-    if max(packed, size, offset) >= ZIP64_FROM:
+    if packed >= ZIP64_FROM or size >= ZIP64_FROM or offset >= ZIP64_FROM:
         extra = struct.pack("<HHQQQ", 1, 24, size, packed, offset) + extra
         packed = size = offset = MAX32
         version = 45
-    attributes = (entry.mode & 0xFFFF) << 16 | (0x10 if entry.is_folder else 0)
-    return (
-        CENTRAL.pack(
-            _CENTRAL_SIG, 45, UNIX, version, entry.flags, entry.method, moment, day, entry.crc,
-            packed, size, len(name), len(extra), 0, 0, 0, attributes, offset,
-        )
-        + name
-        + extra
+    attributes = (entry.mode & 0xFFFF) << 16 | (0x10 if name[-1:] == b"/" else 0)
+    fixed = CENTRAL.pack(
+        _CENTRAL_SIG, 45, UNIX, version, entry.flags, entry.method, moment, day, entry.crc,
+        packed, size, len(name), len(extra), 0, 0, 0, attributes, offset,
     )  # fmt: skip
+    return fixed + name + extra
 
 
 def move_header(header: bytes, entry: Entry, start: int) -> bytes:
     """Give an entry's line of the directory when its offset counts from ``start``."""
     offset = start + entry.offset
     if offset >= ZIP64_FROM:
-        return central_header(entry._replace(offset=offset))
+        return central_header(encode(entry.path), entry._replace(offset=offset))
     return header[:_OFFSET_AT] + _OFFSET.pack(offset) + header[CENTRAL.size :]
 
 
