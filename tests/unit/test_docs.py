@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
+from simagent.cli.commands import app
+from simagent.cli.options import COMMON
 from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
 from simagent.domain.state import HELD, TERMINAL, TRANSITIONS, Status
@@ -131,6 +134,22 @@ def test_every_event_is_used() -> None:
     sources = [p for p in SOURCE.rglob("*.py") if p.name != "events.py"]
     text = "\n".join(path.read_text() for path in sources)
     assert [event.name for event in Event if f"Event.{event.name}" not in text] == []
+
+
+def test_each_command_has_its_section_and_each_option_its_line() -> None:
+    sections = re.split(r"^## simagent ", (DOCS / "cli.md").read_text(), flags=re.MULTILINE)[1:]
+    documented = {section.split()[0]: section for section in sections}
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert list(documented) == list(commands)
+    lacking = {
+        (name, option)
+        for name, command in commands.items()
+        for parameter in command.params
+        if parameter.name not in COMMON and parameter.param_type_name == "option"
+        for option in parameter.opts
+        if f"`{option}`" not in documented[name]
+    }
+    assert lacking == set()
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
