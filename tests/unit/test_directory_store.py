@@ -217,3 +217,9 @@ def test_a_store_that_was_only_read_is_missed_as_well(tmp_path: Path) -> None:
     root.rename(tmp_path / "away")
     with pytest.raises(StoreUnavailableError):
         reader.get("a")
+
+
+def test_what_is_no_folder_is_no_empty_store(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    with pytest.raises(StoreUnavailableError):
+        list(DirectoryStore(tmp_path / "store").scan("open/"))

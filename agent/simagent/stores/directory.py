@@ -159,7 +159,7 @@ class DirectoryStore:
         """Raise `StoreUnavailableError` if the whole store is gone."""
         if self._internal.is_dir():
             self._existing = True
-        elif self._existing:
+        elif self._existing or (self._root.exists() and not self._root.is_dir()):
             raise StoreUnavailableError(f"the store in {self._root} is gone: is it mounted?")
 
     @contextmanager

@@ -31,6 +31,11 @@ class Health:
         return max(0.0, self._until - self._clock.now())
 
     @property
+    def failing(self) -> bool:
+        """Whether it did not answer when it was last used."""
+        return self._failures > 0
+
+    @property
     def paused(self) -> bool:
         """Whether it is to be left alone for now."""
         return self._failures > 0 and self.pause_left > 0.0

@@ -160,15 +160,18 @@ class Agent:
         if self._store.paused:
             return
         suspects = self._judge.suspects.due()
-        used = bool(self._unsettled or suspects)
+        probe = self._store.failing
+        used = probe or bool(self._unsettled or suspects)
         with (
             self._queue.watch(QueueError, proof=False),
             self._store.watch(StoreError, proof=used),
         ):
+            if probe:
+                self._ctx.ledger.open_ids(self._ctx.settings.group, after="", limit=1)
             self._settle()
             for task, receipt in suspects:
-                if len(self._running) < self._slots and not self._closing:
-                    self._reception.reconsider(task, receipt)
+                free = len(self._running) < self._slots and not self._closing
+                self._reception.reconsider(task, receipt, free=free)
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
         self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
