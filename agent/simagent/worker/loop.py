@@ -170,8 +170,8 @@ class Agent:
                 self._ctx.ledger.open_ids(self._ctx.settings.group, after="", limit=1)
             self._settle()
             for task, receipt in suspects:
-                free = len(self._running) < self._slots and not self._closing
-                self._reception.reconsider(task, receipt, free=free)
+                if len(self._running) < self._slots and not self._closing:
+                    self._reception.reconsider(task, receipt)
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
         self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
