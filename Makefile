@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test system-packages lint format bench venv clean distclean
+.PHONY: help run test faults chaos system-packages lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -34,6 +34,15 @@ run: $(VENV)/ready-to-run ## Run LAMMPS on two MPI ranks, follow it, fetch its o
 test: $(VENV)/ready-to-develop system-packages ## Run all tests, with coverage
 	@PATH="$(CURDIR)/$(BIN):$$PATH" \
 		pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
+
+# Every case of the suite that `make test` runs a choice of; chaos is a part of it, for a minute.
+faults: $(VENV)/ready-to-develop ## Run all of the fault suite
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_FAULTS_FULL=1 \
+		pytest -n $(WORKERS) tests/faults $(PYTEST_ARGS)
+
+chaos: $(VENV)/ready-to-develop ## Kill agents at random for five minutes, under 50 tasks
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_FAULTS_FULL=1 SIMAGENT_CHAOS_SECONDS=300 \
+		pytest -s tests/faults/test_chaos.py $(PYTEST_ARGS)
 
 # What tests need and pip cannot bring. Without apt they are skipped, which the summary says.
 system-packages:

@@ -105,15 +105,18 @@ class Lab(Rig):
         return process
 
     @contextmanager
-    def kept(self, name: str = "state", **options: object) -> Iterator[list[int]]:
+    def kept(self, first: "subprocess.Popen[bytes]", name: str = "state") -> Iterator[list[int]]:
         """Start an agent again whenever it ends of itself, as systemd does; give its exit codes."""
         over = threading.Event()
         codes: list[int] = []
 
         def keep() -> None:
+            process = first
             while not over.is_set():
-                codes.append(self.start(name, **options).wait())
-                over.wait(0.5)
+                if process.poll() is not None:
+                    codes.append(process.returncode)
+                    process = self.start(name)
+                over.wait(0.3)
 
         thread = threading.Thread(target=keep)
         thread.start()
@@ -121,8 +124,8 @@ class Lab(Rig):
             yield codes
         finally:
             over.set()
+            thread.join()
             self.stop()
-            thread.join(60)
 
     def forget(self, name: str) -> None:
         """Strike an agent that has ended off the list of those whom a payload may kill."""
@@ -153,8 +156,10 @@ class Lab(Rig):
         self._watch.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
         self._watch.__exit__()
+        if failed is None:
+            self.stop()
         for process in self.agents:
             if process.poll() is None:
                 process.kill()
@@ -164,7 +169,6 @@ class Lab(Rig):
         """Wait until all is as it was promised; fail with what is not."""
         found = self._watch.findings + Recorder(self.folder, calm=calm).settled(seconds)
         assert not found, "\n".join(found)
-        self.stop()
 
 
 class Stopwatch:
@@ -177,8 +181,12 @@ class Stopwatch:
     def stop(self) -> float:
         """Give the seconds from its making to the first stop."""
         if self.seconds is None:
-            self.seconds = time.monotonic() - self._begun
+            self.seconds = self.running()
         return self.seconds
+
+    def running(self) -> float:
+        """Give the seconds since its making."""
+        return time.monotonic() - self._begun
 
 
 class Measured(Protocol):

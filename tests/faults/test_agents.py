@@ -108,6 +108,7 @@ def test_the_only_agent_dies_and_its_bell_rings_again_for_the_next(
         real.check(calm=True)
 
 
+@pytest.mark.full
 def test_a_task_that_kills_its_agents_ends_as_lost_and_lies_with_the_dead_letters(
     lab: Lab, measured: Measured
 ) -> None:

@@ -5,15 +5,21 @@ import signal
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from faults.lab import FULL, Lab
 
-SHARDS = 4
-EVERY = 1 if FULL else 6
+SHARDS, EVERY = (4, 1) if FULL else (1, 12)
 AT_ONCE = 4
+MOMENTS = {
+    "claim": "store.put state.json:preparing after",
+    "run": "runtime.start step 0 after",
+    "upload": "store.upload a/N/output.zip within",
+    "end": "store.put state.json:succeeded after",
+}
 CHANGES = r"(store\.(put|upload|delete)|queue\.).* after"
 
 Case = Callable[[Lab, str], bool]
@@ -86,4 +92,33 @@ def test_kill_9_at_every_point_loses_nothing_and_repeats_nothing(
 def test_a_lost_answer_at_every_change_costs_nothing(tmp_path: Path, shard: int) -> None:
     (tmp_path / "record").mkdir()
     found = [p for p in points(tmp_path / "record") if re.match(CHANGES, p)]
-    each(found[shard * EVERY :: SHARDS * EVERY], loses_answer, tmp_path)
+    each(found[shard :: SHARDS if FULL else 4], loses_answer, tmp_path)
+
+
+def killed_again_at(moment: str, lab: Lab, point: str) -> bool:
+    task = lab.canonical()
+    assert lab.start(point=moment, act="kill").wait(30) == -signal.SIGKILL
+    try:
+        assert lab.start(point=point, act="kill").wait(20) == -signal.SIGKILL
+    except subprocess.TimeoutExpired:
+        return False
+    lab.start()
+    assert lab.finish(task, 40).status == "succeeded"
+    lab.check(calm=True)
+    return True
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "moment", [m if m == "upload" else pytest.param(m, marks=pytest.mark.full) for m in MOMENTS]
+)
+def test_kill_9_at_every_point_of_a_recovery(tmp_path: Path, moment: str) -> None:
+    (tmp_path / "record").mkdir()
+    with Lab(tmp_path / "record") as lab:
+        lab.canonical()
+        assert lab.start(point=MOMENTS[moment], act="kill").wait(30) == -signal.SIGKILL
+        lab.start(record=str(tmp_path / "points"))
+        lab.check(calm=True)
+    found = sorted((tmp_path / "points").read_text().splitlines())
+    assert len(found) > 15
+    each(found[::EVERY], partial(killed_again_at, MOMENTS[moment]), tmp_path)
