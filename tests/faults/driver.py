@@ -228,8 +228,8 @@ class PointedJournals(Journals):
             made = super().create(entry)
         return _PointedJournal(made.folder, made.entry, self._points)
 
-    def all(self) -> Iterator[Journal]:
-        for found in super().all():
+    def all(self, *arguments: Any, **options: Any) -> Iterator[Journal]:
+        for found in super().all(*arguments, **options):
             yield _PointedJournal(found.folder, found.entry, self._points)
 
     def set_aside(self, folder: Path, why: str) -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from faults.lab import Lab, Measured, Stopwatch
+from simagent.domain.keys import TaskKeys
 
 SECONDS = float(os.environ.get("SIMAGENT_CHAOS_SECONDS") or 60)
 SEED = int(os.environ.get("SIMAGENT_CHAOS_SEED") or time.time())
@@ -28,7 +29,7 @@ def test_random_kills(lab: Lab, measured: Measured) -> None:
     print(f"seed {SEED}")
     dice = random.Random(SEED)
     agents = {f"agent-{n}": lab.start(f"agent-{n}", slots=2, files=False) for n in range(AGENTS)}
-    tasks = []
+    tasks: list[TaskKeys] = []
     end = time.monotonic() + SECONDS
     kills = 0
     while time.monotonic() < end:

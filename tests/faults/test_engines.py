@@ -43,7 +43,7 @@ def away(path: Path) -> Iterator[None]:
     [
         pytest.param({"rate": 0.2, "seed": 1}, id="a fifth of all calls fails"),
         pytest.param({"rate": 0.2, "seed": 2}, id="other ones", marks=pytest.mark.full),
-        pytest.param({"rate": 0.5, "seed": 3}, id="half of all", marks=pytest.mark.full),
+        pytest.param({"rate": 0.2, "slow": 0.2}, id="and is slow", marks=pytest.mark.full),
         pytest.param({"slow": 0.5}, id="all are slow", marks=pytest.mark.full),
     ],
 )
@@ -211,5 +211,6 @@ def test_a_full_disk(lab: Lab, disk: str, moment: str, what: str) -> None:
             give_back()
             state = lab.finish(task, 60)
             lab.check(seconds=60)
-        assert state.status in ("succeeded", "failed", "error")
-        assert state.status == "succeeded" or state.reason in ("disk_full", "output_failed")
+        # A simulator that cannot write its log any more may fail of itself.
+        reasons = {"disk_full", "output_failed"} | ({"exit_code"} if disk == "state" else set())
+        assert state.status == "succeeded" or state.reason in reasons
