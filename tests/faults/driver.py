@@ -72,6 +72,8 @@ class Points:
     """Counts passes, and does what is to be done at the one that was asked for."""
 
     options: Options
+    put: dict[str, str] = field(default_factory=dict)
+    """The status last written to each state."""
     _passed: Counter[str] = field(default_factory=Counter)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
@@ -116,7 +118,6 @@ class PointedStore:
     def __init__(self, inner: Store, points: Points) -> None:
         self._inner = inner
         self._points = points
-        self._put: dict[str, str] = {}
 
     def get(self, key: str) -> Blob:
         with self._points.around(f"store.get {kind(key)}"):
@@ -128,8 +129,8 @@ class PointedStore:
         name = kind(key)
         if name == "state.json":
             status = json.loads(data)["status"]
-            name += f":{status}{' again' if status == self._put.get(key) else ''}"
-            self._put[key] = status
+            name += f":{status}{' again' if status == self._points.put.get(key) else ''}"
+            self._points.put[key] = status
         with self._points.around(f"store.put {name}"):
             return self._inner.put(key, data, if_match=if_match, if_absent=if_absent)
 

@@ -77,7 +77,7 @@ class Lab(Rig):
         source = self.folder / "input"
         source.mkdir(exist_ok=True)
         (source / "given.txt").write_text("given")
-        return self.task(("known", 20.0), ("tick", 0.8), inputs=["input"])
+        return self.task(("known", 20.0), ("tick", 1.0), inputs=["input"])
 
     def go(self) -> None:
         """Let the payloads end that wait for it."""

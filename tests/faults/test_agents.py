@@ -40,7 +40,7 @@ def test_kill_9_ten_times_in_one_run(lab: Lab, measured: Measured) -> None:
     measured("`kill -9` of the agent while a command runs: started again → re-attached", *times)
 
 
-@pytest.mark.parametrize("transition", TRANSITIONS if FULL else TRANSITIONS[2:4])
+@pytest.mark.parametrize("transition", TRANSITIONS if FULL else TRANSITIONS[3:4])
 def test_an_agent_frozen_before_a_write_wakes_up_to_find_another_at_work(
     lab: Lab, measured: Measured, transition: str
 ) -> None:
@@ -70,7 +70,7 @@ def test_a_task_whose_bell_rings_twice_is_run_once(lab: Lab) -> None:
     lab.check(calm=True)
 
 
-@pytest.mark.parametrize("hours", [-1, 1])
+@pytest.mark.parametrize("hours", [pytest.param(-1, marks=pytest.mark.full), 1])
 def test_an_agent_whose_clock_is_an_hour_off_takes_nothing_from_the_living(
     lab: Lab, hours: int
 ) -> None:

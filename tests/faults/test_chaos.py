@@ -50,5 +50,5 @@ def test_random_kills(lab: Lab, measured: Measured) -> None:
             lab.start(name, slots=2)
     for task in tasks:
         assert lab.finish(task, 200).status == "succeeded"
-    measured(f"chaos: {kills} kills, {len(tasks)} tasks: the last kill → all have ended", watch)
+    measured(f"chaos: {kills} kills under {len(tasks)} tasks: the last kill → all ended", watch)
     lab.check(seconds=60)
