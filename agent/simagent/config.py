@@ -1,15 +1,18 @@
 """The configuration: each field declared once, from flag > SIMAGENT_* > agent.toml > default."""
 
 import os
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -19,6 +22,12 @@ from simagent.domain.spec import Name
 from simagent.domain.times import Times
 
 SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
+
+_PREFIX = "SIMAGENT_"
+_NO_SETTINGS = {"CONFIG", "DEBUG", "TASK_ID", "EPOCH", "ARRAY_INDEX"}
+"""Of the command line, and of tasks, from within which it may be called."""
+_NO_SETTINGS_BEGIN = ("TEST_", "FAULTS_", "CHAOS_")
+"""Of the project's own tests."""
 
 
 class ConfigError(Exception):
@@ -47,15 +56,35 @@ def _check_url(value: str, scheme: str, example: str) -> str:
         raise ValueError(f"{value!r} is not supported: use {example}")
     if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
         raise ValueError(f"{value!r} has no absolute path: use {example}, with three slashes")
+    if "?" in value or "#" in value:
+        raise ValueError(f"{value!r} has more than a path: in a name write %3F for ?, %23 for #")
     return value
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
+
+
+class _TomlFile(TomlConfigSettingsSource):
+    """A file of settings: the paths in it are relative to its folder."""
+
+    def __call__(self) -> dict[str, Any]:
+        fields = super().__call__()
+        folder, file = fields.get("state_dir"), self.toml_file_path
+        if isinstance(folder, str) and isinstance(file, Path):
+            fields["state_dir"] = file.absolute().parent / _at_home(Path(folder))
+        return fields
 
 
 class Config(BaseSettings):
     """Everything that can be set, for the agent and for its clients."""
 
-    model_config = SettingsConfigDict(env_prefix="SIMAGENT_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
-    state_dir: Path = Field(
+    state_dir: Annotated[Path, AfterValidator(_at_home)] = Field(
         default_factory=default_state_dir, description="Where the agent keeps its own files."
     )
     queue: Annotated[str, AfterValidator(_check_queue)] | None = Field(
@@ -80,8 +109,8 @@ class Config(BaseSettings):
     pack_threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads that compress outputs; 0: one for each core."
     )
-    orphan_limit: Seconds = Field(
-        1800.0, description="Seconds a command may run on without any agent."
+    orphan_limit: Annotated[Seconds, Field(ge=120)] = Field(
+        1800.0, description="Seconds a command may run on without any agent; at least 120."
     )
     sample_every: Annotated[Seconds, Field(gt=0)] = Field(
         5.0, description="Seconds between two samples of the metrics."
@@ -110,12 +139,12 @@ class Config(BaseSettings):
     @property
     def queue_url(self) -> str:
         """The queue, also where none was named."""
-        return self.queue or f"sqlite://{self.state_dir.absolute()}/queue.db"
+        return self.queue or f"sqlite://{quote(str(self.state_dir.absolute()))}/queue.db"
 
     @property
     def store_url(self) -> str:
         """The store, also where none was named."""
-        return self.store or f"file://{self.state_dir.absolute()}/store"
+        return self.store or f"file://{quote(str(self.state_dir.absolute()))}/store"
 
     @classmethod
     def settings_customise_sources(
@@ -131,7 +160,7 @@ class Config(BaseSettings):
         return (
             init_settings,
             env_settings,
-            TomlConfigSettingsSource(settings_cls, settings_cls.model_config.get("toml_file")),
+            _TomlFile(settings_cls, settings_cls.model_config.get("toml_file")),
         )
 
 
@@ -144,13 +173,41 @@ def load_config(path: Path | None = None, **flags: Any) -> Config:
     class FromFile(Config):
         model_config = SettingsConfigDict(toml_file=chosen)
 
+    mistakes = list(_unknown_variables())
     try:
-        return FromFile(**{name: value for name, value in flags.items() if value is not None})
+        config = FromFile(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        lines = []
-        for detail in error.errors():
-            name = ".".join(str(part) for part in detail["loc"])
-            lines.append(f"{name}: {detail['msg'].removeprefix('Value error, ')}")
-        raise ConfigError("\n".join(lines)) from None
+        mistakes += _explain(error)
+    except SettingsError as error:
+        mistakes.append(str(error))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{chosen}: {error}") from None
+        mistakes.append(f"{chosen}: {error}")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
+
+
+def _unknown_variables() -> Iterator[str]:
+    """Yield a line for each SIMAGENT_* variable that would go unheeded."""
+    known = {name.upper() for name in Config.model_fields} | _NO_SETTINGS
+    for variable in sorted(os.environ):
+        if not variable.upper().startswith(_PREFIX):
+            continue
+        name = variable.upper().removeprefix(_PREFIX)
+        if name not in known and not name.startswith(_NO_SETTINGS_BEGIN):
+            similar = get_close_matches(name, known, n=1)
+            yield f"{variable}: unknown setting: " + (
+                f"did you mean {_PREFIX}{similar[0]}?" if similar else "unset it"
+            )
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """Yield a line for each mistake: the setting, what is wrong with it, the fix."""
+    for detail in error.errors():
+        path = [str(part) for part in detail["loc"]]
+        text = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            model = Times if path[:-1] == ["times"] else Config
+            similar = get_close_matches(path[-1], model.model_fields, n=1)
+            text = f"unknown setting: {f'did you mean {similar[0]}?' if similar else 'remove it'}"
+        yield f"{'.'.join(path)}: {text}"

@@ -1,0 +1,138 @@
+"""Settings: where they come from, what they refuse, and what a folder may be called."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simagent.config import ConfigError, load_config
+from simagent.wiring import open_queue, open_store
+
+
+@pytest.fixture(autouse=True)
+def own_variables_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("SIMAGENT_"):
+            monkeypatch.delenv(name)
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "agent.toml"
+    file.write_text(text)
+    return file
+
+
+def refusal(path: Path | None = None, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, **flags)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "100%", "a%41", "ü ö"])
+def test_a_state_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    config = load_config(None, state_dir=tmp_path / name)
+    open_store(config).put("key", b"")
+    open_queue(config, "default").send("hello")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {"store", "queue.db"} <= {path.name for path in (tmp_path / name).iterdir()}
+
+
+@pytest.mark.parametrize("url", ["file:///a?b", "file:///a#b", "file:///a?", "file:///a#"])
+def test_a_url_with_more_than_a_path_is_refused(url: str) -> None:
+    assert refusal(store=url).startswith("store: ")
+    assert "write %3F for ?, %23 for #" in refusal(queue=url.replace("file", "sqlite"))
+
+
+@pytest.mark.parametrize("source", ["file", "variable", "flag"])
+def test_the_state_folder_may_lie_in_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    file, flags = None, {}
+    match source:
+        case "file":
+            file = written(tmp_path, 'state_dir = "~/sim"')
+        case "variable":
+            monkeypatch.setenv("SIMAGENT_STATE_DIR", "~/sim")
+        case "flag":
+            flags = {"state_dir": Path("~/sim")}
+    assert load_config(file, **flags).state_dir == tmp_path / "me" / "sim"
+
+
+def test_a_path_in_a_file_is_relative_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "here").mkdir()
+    written(tmp_path / "etc", 'state_dir = "sim"')
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_config(Path("../etc/agent.toml")).state_dir.resolve() == tmp_path / "etc" / "sim"
+    monkeypatch.setenv("SIMAGENT_STATE_DIR", "sim")
+    assert load_config(Path("../etc/agent.toml")).state_dir.absolute() == tmp_path / "here" / "sim"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("grup = 'x'", "grup: unknown setting: did you mean group?"),
+        ("zzz = 1", "zzz: unknown setting: remove it"),
+        (
+            "[times]\nsweep_evry = 5",
+            "times.sweep_evry: unknown setting: did you mean sweep_every?",
+        ),
+        ("[times]\nsweep_every = 0", "times.sweep_every: Input should be greater than 0"),
+        ("[times]\nsweep_every = inf", "times.sweep_every: Input should be a finite number"),
+        ("[times]\nlease_ttl = 44.9", "times: lease_ttl (44.9) has to be at least three times"),
+        ("[times]\nbell_extend = 120", "times: bell_visibility (120) has to be more than"),
+        ("orphan_limit = 119", "orphan_limit: Input should be greater than or equal to 120"),
+        ('state_dir = "~nobody-of-this-name/x"', "Could not determine home directory"),
+        ("group = ", "agent.toml: Invalid value"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, line: str) -> None:
+    found = refusal(written(tmp_path, text))
+    assert line in found
+    assert len(found.splitlines()) == 1
+
+
+def test_bounds_are_allowed(tmp_path: Path) -> None:
+    text = 'orphan_limit = "2min"\n[times]\nlease_ttl = 45\nbell_extend = 119.9'
+    config = load_config(written(tmp_path, text))
+    assert (config.orphan_limit, config.times.lease_ttl) == (120.0, 45.0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("SIMAGENT_GROP", "SIMAGENT_GROP: unknown setting: did you mean SIMAGENT_GROUP?"),
+        ("simagent_state_folder", "did you mean SIMAGENT_STATE_DIR?"),
+        ("SIMAGENT_XYZZY", "SIMAGENT_XYZZY: unknown setting: unset it"),
+    ],
+)
+def test_a_variable_that_goes_unheeded_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, line: str
+) -> None:
+    monkeypatch.setenv(variable, "x")
+    assert line in refusal()
+
+
+def test_all_mistakes_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMAGENT_GROP", "x")
+    monkeypatch.setenv("SIMAGENT_LOG_LEVEL", "loud")
+    monkeypatch.setenv("SIMAGENT_ORPHAN_LIMIT", "1")
+    assert len(refusal().splitlines()) == 3
+
+
+def test_a_table_in_a_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMAGENT_TIMES", "{")
+    assert '"times"' in refusal()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["SIMAGENT_CONFIG", "SIMAGENT_DEBUG", "SIMAGENT_TASK_ID", "SIMAGENT_EPOCH", "simagent_group"],
+)
+def test_other_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "x")
+    load_config(None)
