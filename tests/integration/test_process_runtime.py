@@ -1,5 +1,6 @@
 """Real steps under real shims, as an agent runs them."""
 
+import fcntl
 import os
 import signal
 import stat
@@ -290,6 +291,27 @@ def test_wait_returns_for_a_wake_and_after_its_time(folder: Folder) -> None:
     assert step.pids() == []
     step.stop(0)
     step.signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("seconds", [2_147_484.0, float("inf")])
+def test_a_wait_may_be_longer_than_the_system_knows(folder: Folder, seconds: float) -> None:
+    step = folder.runtime.start(folder.python("input()"))
+    wake = Wake()
+    wake.set()
+    result = step.wait(seconds, wake)
+    step.stop(0)
+    assert result is not None or step.wait(LIMIT) is not None
+
+
+def test_a_start_that_took_too_long_does_not_happen_any_more(folder: Folder) -> None:
+    os.mkfifo(folder.root / "out")  # opening it hangs, as on a disk that does not answer
+    runtime = ProcessRuntime(start_limit=0.3)
+    plan = folder.plan("touch", "ran")
+    with pytest.raises(RuntimeFailedError, match="does not answer"):
+        runtime.start(plan)
+    with (folder.root / "steps" / "step-0.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # raises while a shim lives
+    assert runtime.attach(plan) is None
 
 
 def test_a_step_is_never_run_twice(folder: Folder) -> None:

@@ -11,6 +11,10 @@ import time
 from typing import Protocol
 
 
+_LONGEST_WAIT = 86_400.0
+"""Seconds: poll(2) takes no more than some 24 days, in milliseconds."""
+
+
 class Waitable(Protocol):
     """Anything that select() can wait for; ready means readable."""
 
@@ -28,7 +32,10 @@ class Clock(Protocol):
         """Give seconds since the Unix epoch."""
 
     def wait(self, timeout: float | None, *sources: Waitable) -> bool:
-        """Wait until a source is ready (True) or ``timeout`` seconds have passed (False)."""
+        """Wait until a source is ready (True) or ``timeout`` seconds have passed (False).
+
+        False also after a day: whoever waits for longer looks at the clock and waits again.
+        """
 
 
 class SystemClock:
@@ -47,8 +54,14 @@ class SystemClock:
         poller = select.poll()
         for source in sources:
             poller.register(source.fileno(), select.POLLIN)
-        milliseconds = None if timeout is None else max(0, math.ceil(timeout * 1000))
-        return bool(poller.poll(milliseconds))
+        return bool(poller.poll(poll_timeout(timeout)))
+
+
+def poll_timeout(seconds: float | None) -> int | None:
+    """Give what poll() takes for a wait of some seconds, rounded up, a day at most."""
+    if seconds is None:
+        return None
+    return max(0, math.ceil(min(seconds, _LONGEST_WAIT) * 1000))
 
 
 class Wake:

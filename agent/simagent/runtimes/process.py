@@ -5,7 +5,6 @@ import fcntl
 import importlib.util
 import json
 import marshal
-import math
 import os
 import secrets
 import select
@@ -18,7 +17,7 @@ from typing import Any
 
 from simagent import shim
 from simagent.domain.reasons import Reason
-from simagent.ports.clock import Waitable
+from simagent.ports.clock import Waitable, poll_timeout
 from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan
 from simagent.runtimes import cgroups
 from simagent.runtimes.leftovers import end_leftovers
@@ -47,7 +46,7 @@ class ProcessStep:
     def wait(self, timeout: float | None, *wakes: Waitable) -> StepExit | None:
         """Give the step's end as soon as it is known.
 
-        None after ``timeout`` seconds, or when one of ``wakes`` is ready.
+        None after ``timeout`` seconds (a day at most), or when one of ``wakes`` is ready.
         """
         if self._exit is None and self._over(timeout, *wakes):
             self._reap()
@@ -93,8 +92,7 @@ class ProcessStep:
         poller = select.poll()
         for fd in (self._shim, *(wake.fileno() for wake in wakes)):
             poller.register(fd, select.POLLIN)
-        milliseconds = None if timeout is None else max(0, math.ceil(timeout * 1000))
-        return any(fd == self._shim for fd, _ in poller.poll(milliseconds))
+        return any(fd == self._shim for fd, _ in poller.poll(poll_timeout(timeout)))
 
     def _reap(self) -> None:
         if self._shim is not None:
@@ -125,9 +123,15 @@ class ProcessRuntime:
 
     name = "process"
 
-    def __init__(self, confinement: cgroups.Cgroups | None = None) -> None:
-        """Each step gets a cgroup by ``confinement``; without, it is limited by rlimits."""
+    def __init__(
+        self, confinement: cgroups.Cgroups | None = None, *, start_limit: float = _START_LIMIT
+    ) -> None:
+        """Each step gets a cgroup by ``confinement``; without, it is limited by rlimits.
+
+        A start that takes longer than ``start_limit`` seconds has failed.
+        """
         self._confinement = confinement
+        self._start_limit = start_limit
         # A script is compiled at each start, which would take half of the shim's time.
         source = Path(shim.__file__)
         code = compile(source.read_bytes(), str(source), "exec", dont_inherit=True)
@@ -149,12 +153,20 @@ class ProcessRuntime:
             raise RuntimeFailedError(
                 Reason.DISK_FULL if full else Reason.AGENT_ERROR, f"cannot start the step: {error}"
             ) from error
-        message = _read_answer(answer)
-        step = self.attach(plan)
+        said = _read_answer(answer, self._start_limit)
+        step, failure = None, None
+        try:
+            step = self.attach(plan)
+        except RuntimeFailedError as error:
+            failure = error
         if step is None or step._started["shim"]["pid"] != pid:
+            # Once the start is called failed, or another's, this one must not happen any more.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        step = step or self.attach(plan)
         if step is None:
-            raise _start_failure(plan, message)
+            raise failure or _start_failure(plan, said)
         return step
 
     def attach(self, plan: StepPlan) -> ProcessStep | None:
@@ -162,7 +174,7 @@ class ProcessRuntime:
 
         Raises `RuntimeFailedError` where its records contradict each other.
         """
-        deadline = time.monotonic() + _START_LIMIT
+        deadline = time.monotonic() + self._start_limit
         while True:
             alive = _locked(plan)  # looked at first: once it is free, the records are final
             try:
@@ -248,13 +260,13 @@ class ProcessRuntime:
         return pid, answer
 
 
-def _read_answer(answer: int) -> bytes:
-    """Read what the shim says until the step has started, or for as long as that may take."""
+def _read_answer(answer: int, limit: float) -> bytes:
+    """Read what the shim says until the step has started, or for ``limit`` seconds."""
     with open(answer, "rb", buffering=0) as pipe:
         poller = select.poll()
         poller.register(pipe, select.POLLIN)
         said = b""
-        deadline = time.monotonic() + _START_LIMIT
+        deadline = time.monotonic() + limit
         while poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
             chunk = pipe.read(4096)
             if not chunk:
