@@ -26,8 +26,9 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    try:
-        sys.stdout.flush()
-    except OSError:  # the reader has gone: Python would complain about it once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for fd, file in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            file.flush()
+        except OSError:  # the reader has gone: Python would trip over it once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
     sys.exit(code)

@@ -1,40 +1,81 @@
 """Where the agent's own log goes, and in which form."""
 
+import json as jsonlib
 import logging
-import sys
+import os
+import threading
 from pathlib import Path
-from typing import TextIO
 
 import structlog
 
 from simagent.config import Config
 
+_STDERR = 2
+
+
+class LogFile:
+    """A log that ends nothing: lines that cannot be written are counted, and told of later.
+
+    It writes past Python's buffers, which would keep a line that failed and fail with it again.
+    """
+
+    def __init__(self, fd: int, *, json: bool) -> None:
+        self._fd = fd
+        self._json = json
+        self._lost = 0
+        self._torn = False
+        self._mutex = threading.Lock()
+
+    def msg(self, line: str) -> None:
+        """Write a line, unless the disk is full, the reader gone, or the file broken."""
+        with self._mutex:
+            data = self._about_lost() + f"{line}\n".encode(errors="backslashreplace")
+            written = 0
+            try:
+                while written < len(data):
+                    written += os.write(self._fd, data[written:])
+            except OSError:
+                self._lost += 1
+                self._torn = self._torn or written > 0
+            else:
+                self._lost, self._torn = 0, False
+
+    debug = info = warning = error = critical = msg
+
+    def _about_lost(self) -> bytes:
+        if not self._lost:
+            return b""
+        line = f"{self._lost} lines of this log could not be written"
+        if self._json:
+            line = jsonlib.dumps({"level": "warning", "event": line})
+        return (b"\n" if self._torn else b"") + f"{line}\n".encode()
+
 
 def warnings_to_stderr() -> None:
     """Log for a client command: nothing but warnings, for a person to read."""
-    _configure(sys.stderr, level="warning", json=False)
+    _configure(_STDERR, level="warning", json=False)
 
 
 def to_stderr(config: Config) -> None:
     """Log for the daemon: JSON, one event a line, unless a person watches."""
     auto = config.log_format == "auto"
     _configure(
-        sys.stderr,
+        _STDERR,
         level=config.log_level,
-        json=not sys.stderr.isatty() if auto else config.log_format == "json",
+        json=not os.isatty(_STDERR) if auto else config.log_format == "json",
     )
 
 
 def to_file(config: Config) -> Path:
     """Log into the state folder, for a run whose terminal belongs to the simulation."""
     path = config.state_dir / "agent.log"
-    _configure(
-        path.open("a", buffering=1), level=config.log_level, json=config.log_format != "pretty"
-    )
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    _configure(fd, level=config.log_level, json=config.log_format != "pretty")
     return path
 
 
-def _configure(file: TextIO, *, level: str, json: bool) -> None:
+def _configure(fd: int, *, level: str, json: bool) -> None:
+    file = LogFile(fd, json=json)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -49,12 +90,12 @@ def _configure(file: TextIO, *, level: str, json: bool) -> None:
     else:
         processors += [
             structlog.dev.ConsoleRenderer(
-                colors=file.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=os.isatty(fd), exception_formatter=structlog.dev.plain_traceback
             )
         ]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file),
+        logger_factory=lambda *_: file,
         cache_logger_on_first_use=False,
     )

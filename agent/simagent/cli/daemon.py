@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,7 +99,6 @@ class _Daemon:
     def _abandon(self) -> None:
         """End here and now, as a crash would: all that the next agent needs is written down."""
         log.warning("left in the midst of a call that hangs; the next agent goes on")
-        sys.stderr.flush()
         os._exit(self._code)
 
     @contextmanager

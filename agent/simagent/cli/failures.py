@@ -2,9 +2,10 @@
 
 import os
 import sqlite3
-import sys
 import traceback
+from contextlib import suppress
 
+from simagent.cli.text import say
 from simagent.client import ClientError, UsageError
 from simagent.config import ConfigError
 from simagent.ledger import CorruptError, TooNewError
@@ -35,9 +36,10 @@ def show(error: Exception) -> int:
     """
     expected = isinstance(error, _USAGE + _EXPECTED)
     if not expected or os.environ.get("SIMAGENT_DEBUG"):
-        traceback.print_exception(error)
+        with suppress(OSError):
+            traceback.print_exception(error)
     for line in _message(error, expected=expected).splitlines():
-        sys.stderr.write(f"simagent: {line}\n")
+        say(line)
     if isinstance(error, _USAGE):
         return USAGE
     return FAILED if expected else CRASHED

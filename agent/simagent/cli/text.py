@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -22,8 +23,9 @@ _COLOURS = {
 
 
 def say(line: str) -> None:
-    """Print a note beside the result, on standard error."""
-    sys.stderr.write(f"simagent: {line}\n")
+    """Print a note beside the result, on standard error; where that is broken, go on without."""
+    with suppress(OSError):
+        sys.stderr.write(f"simagent: {line}\n")
 
 
 def put(line: str = "") -> None:
