@@ -10,7 +10,6 @@ import select
 import time
 from typing import Protocol
 
-
 _LONGEST_WAIT = 86_400.0
 """Seconds: poll(2) takes no more than some 24 days, in milliseconds."""
 
