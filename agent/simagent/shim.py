@@ -21,6 +21,7 @@ import fcntl
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -36,6 +37,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # prctl(2)
 _WATCHED = (signal.SIGCHLD, signal.SIGTERM)
 _IGNORED = "HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU"
 _LOCK_TRIES, _LOCK_PAUSE = 50, 0.01
+_START_POLL = 50  # milliseconds
 _MOST_FDS = 2**31 - 1
 _TOO_LITTLE = b'["not_executable", "resources.memory is too little to start any program"]'
 _PASSES, _KILL_PAUSE, _KILL_PAUSE_MOST = 100, 0.02, 1.0
@@ -467,8 +469,7 @@ def _run(folder: int, plan: Plan, lock: int) -> dict[str, object]:
     }))  # fmt: skip
     os.write(go, b"!")
     os.close(go)
-    with open(answer, "rb") as pipe:
-        failure = pipe.read()
+    _await_program(answer)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     supervisor = Supervisor(folder, plan, step, confined)
     try:
@@ -476,11 +477,24 @@ def _run(folder: int, plan: Plan, lock: int) -> dict[str, object]:
     except BaseException:
         supervisor.kill()
         raise
+    with open(answer, "rb") as pipe:
+        failure = pipe.read()
     oom_kills = confined.oom_kills()
     confined.remove()
     return {"started": started, "seconds": supervisor.ended_boot - started_boot,
             "oom_kills": oom_kills, "confined": plan.cgroup is not None,
             **_outcome(failure, supervisor)}  # fmt: skip
+
+
+def _await_program(answer: int) -> None:
+    """Return when the program was executed or could not be, or when the step is to be stopped.
+
+    On a file system that does not answer, it may take for ever.
+    """
+    poller = select.poll()
+    poller.register(answer, select.POLLIN)
+    while not poller.poll(_START_POLL) and signal.SIGTERM not in signal.sigpending():
+        pass
 
 
 def _outcome(failure: bytes, supervisor: Supervisor) -> dict[str, object]:

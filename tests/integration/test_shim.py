@@ -124,6 +124,24 @@ def test_an_unreadable_order_is_a_stop_with_the_plans_grace(folder: Folder, orde
     assert (result.signal, result.stopped) == (signal.SIGTERM, True)
 
 
+def test_a_stop_is_heard_while_the_program_cannot_be_executed(folder: Folder) -> None:
+    plan = folder.plan("true", grace=0.1)
+    write_plan(plan)
+    path = plan.folder / "step-0.json"
+    stuck = folder.root / "cgroup"
+    stuck.mkdir()
+    os.mkfifo(stuck / "cgroup.procs")  # opening it hangs, as on a disk that does not answer
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"cgroup": str(stuck)}))
+    with subprocess.Popen(shim_command(plan), stdout=subprocess.PIPE) as process:
+        until((plan.folder / "step-0.started").exists, "the start")
+        process.terminate()
+        try:
+            process.wait(LIMIT)
+        finally:
+            process.kill()
+    assert (record(folder, "exit")["stopped"], record(folder, "exit")["signal"]) == ("stop", 9)
+
+
 def test_a_second_shim_refuses(folder: Folder) -> None:
     plan = folder.plan("sh", "-c", "echo once; while [ ! -e go ]; do sleep 0.02; done")
     step = folder.runtime.start(plan)
