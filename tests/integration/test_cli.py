@@ -238,6 +238,22 @@ def test_a_queued_task_is_killed_at_once(cli: Cli) -> None:
     assert waited["reason"] == "killed"
 
 
+def test_a_second_wish_to_kill_is_said_to_change_nothing(cli: Cli) -> None:
+    stubborn = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
+    task = cli.submit(json.dumps({"commands": [{"run": stubborn, "shell": True}]}))
+    agent, logs = cli.start("agent"), cli.start("logs", "-f", task)
+    assert logs.stdout is not None
+    assert logs.stdout.readline() == "ready\n"
+    assert cli("kill", task, "--grace", "3").stdout == f"{task} is being ended\n"
+    said = cli("kill", task, "--grace", "0").stdout
+    assert "is being ended already" in said
+    assert "with 3 s of grace, and that stands" in said
+    logs.communicate(timeout=30)
+    agent.send_signal(signal.SIGTERM)
+    agent.communicate(timeout=30)
+    assert cli.shown(task)["status"] == "killed"
+
+
 def test_a_retry_is_a_new_task(cli: Cli) -> None:
     task = cli.submit(HELLO)
     assert "has not ended" in cli("retry", task, code=1).stderr

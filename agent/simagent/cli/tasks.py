@@ -63,6 +63,12 @@ def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) ->
             put(f"{task.id} {state.status}")
         elif state.status is Status.FINALIZING:
             put(f"{task.id} is over already, its outputs are being uploaded: it ends as it did")
+        elif before.kill is not None:
+            grace_of_it = "its own" if before.kill.grace is None else f"{before.kill.grace:g} s of"
+            put(
+                f"{task.id} is being ended already: {before.kill.by} asked for it, "
+                f"with {grace_of_it} grace, and that stands"
+            )
         else:
             put(f"{task.id} is being ended")
 

@@ -1,6 +1,7 @@
 """The client: all that is asked of tasks, as the command line and other programs ask it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from simagent.transfer.inputs import InputChangedError, plan_inputs
 _PATIENCE = 60.0
 _TOMBSTONE_SECONDS = 30 * 86_400.0
 _COPY_BYTES = 2**20
+_PAGE = 1000
 _T = TypeVar("_T")
 
 
@@ -99,7 +101,10 @@ class Client:
 
     def retry(self, task: TaskKeys) -> TaskKeys:
         """Submit an ended task once more: a new task with the same spec and inputs."""
-        if self.state(task).status not in OUTCOMES:
+        status = self.state(task).status
+        if status is Status.DELETED:
+            raise ClientError(f"task {task.id} was deleted, with its inputs: submit it anew")
+        if status not in OUTCOMES:
             raise ClientError(f"task {task.id} has not ended: wait for it, or kill it first")
         spec = self.spec(task)
         uploaded = [int(i.source.rpartition("/")[2]) for i in spec.inputs if i.scheme == "upload"]
@@ -147,17 +152,24 @@ class Client:
 
     def list(self) -> Iterator[Listed]:
         """Walk the project's tasks, newest first."""
-        for entry in self._ledger.store.scan(keys.index_prefix(self._project)):
-            task = TaskKeys(self._project, keys.index_task(entry.key))
-            try:
-                state = self._ledger.state(task)
-            except (NotFoundError, CorruptError, TooNewError):
-                continue
-            try:
-                spec = self._ledger.spec(task)
-            except (CorruptError, TooNewError):
-                spec = None
-            yield Listed(task, state, spec)
+        for key in self._scan(keys.index_prefix(self._project)):
+            with suppress(NotFoundError):
+                row = self._row(key)
+                if row is not None:
+                    yield row
+
+    def _row(self, key: str) -> Listed | None:
+        """Read what an index entry leads to; None where it cannot be. Raises `NotFoundError`."""
+        task = TaskKeys(self._project, keys.index_task(key))
+        try:
+            state = self._retried(partial(self._ledger.state, task))
+        except (CorruptError, TooNewError):
+            return None
+        try:
+            spec = self._retried(partial(self._ledger.spec, task))
+        except (CorruptError, TooNewError):
+            spec = None
+        return Listed(task, state, spec)
 
     def download(
         self,
@@ -218,27 +230,51 @@ class Client:
         except SupersededError as error:
             raise ClientError(f"task {task.id}: {error}: kill it first") from None
         self._remove_marker(task)
-        store = self._ledger.store
-        for entry in list(store.scan(task.root)):
-            if entry.key != task.state:
-                self._retried(partial(store.delete, entry.key))
+        self._remove_rest(task)
 
     def prune(self, *, older_than: float) -> Iterator[TaskKeys]:
-        """Delete the tasks that ended more than ``older_than`` seconds ago; yield each."""
+        """Delete the tasks that ended more than ``older_than`` seconds ago; yield each.
+
+        Finishes deletes that were interrupted, and removes tombstones after 30 days.
+        """
         now = self._clock.wall()
-        for row in list(self.list()):
-            ended = row.state.ended_at or now
+        for key in list(self._scan(keys.index_prefix(self._project))):
+            try:
+                row = self._row(key)
+            except NotFoundError:  # its tombstone was removed, and then we were interrupted
+                self._retried(partial(self._ledger.store.delete, key))
+                continue
+            if row is None or not row.state.terminal:
+                continue
+            age = now - (row.state.ended_at or now)
             if row.state.status is Status.DELETED:
-                if now - ended > _TOMBSTONE_SECONDS:
-                    self._bury(row)
-            elif row.state.terminal and now - ended > older_than:
+                self._remove_rest(row.task)
+                if age > _TOMBSTONE_SECONDS:
+                    self._retried(partial(self._ledger.store.delete, row.task.state))
+                    self._retried(partial(self._ledger.store.delete, key))
+            elif age > older_than:
                 self.delete(row.task)
                 yield row.task
 
-    def _bury(self, row: Listed) -> None:
-        entry = keys.index_entry(row.task.project, row.task.id, row.state.submitted_at)
-        self._retried(lambda: self._ledger.store.delete(row.task.state))
-        self._retried(lambda: self._ledger.store.delete(entry))
+    def _remove_rest(self, task: TaskKeys) -> None:
+        """Remove all of a deleted task but its tombstone."""
+        for key in list(self._scan(task.root)):
+            if key != task.state:
+                self._retried(partial(self._ledger.store.delete, key))
+
+    def _scan(self, prefix: str) -> Iterator[str]:
+        """Yield the keys with a prefix, in their order."""
+        after = ""
+        while True:
+            page = self._retried(partial(self._page, prefix, after))
+            yield from page
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
+
+    def _page(self, prefix: str, after: str) -> Sequence[str]:
+        walk = self._ledger.store.scan(prefix, after=after, limit=_PAGE)
+        return tuple(entry.key for entry in walk)
 
     def _remove_marker(self, task: TaskKeys) -> None:
         try:

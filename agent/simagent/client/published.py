@@ -55,8 +55,9 @@ class Published:
     def read(self, path: str, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes of a file from an offset on."""
         at = 0
+        pieces = read_output(self._store, self._output, self._manifest, path, self._retry)
         try:
-            for piece in read_output(self._store, self._output, path, self._retry):
+            for piece in pieces:
                 if at + len(piece) > start:
                     yield piece[max(0, start - at) :]
                 at += len(piece)

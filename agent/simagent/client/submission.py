@@ -62,21 +62,23 @@ class Submission:
         entry = keys.index_entry(task.project, task.id, state.submitted_at)
         self._retry(lambda: self._ledger.store.put(entry, b""))
         if state.status is Status.SUBMITTED:
-            state = self._complete(task, spec.group, bodies, ring=ring)
+            state = self._complete(task, bodies)
+        if (
+            ring and state.status is Status.QUEUED
+        ):  # also where it was, but perhaps not yet rung for
+            self._ring(spec.group, task)
         return state
 
-    def _complete(
-        self, task: TaskKeys, group: str, bodies: dict[int, Body], *, ring: bool
-    ) -> State:
+    def _complete(self, task: TaskKeys, bodies: dict[int, Body]) -> State:
         for number, body in bodies.items():
             self._retry(partial(self._ledger.store.upload, task.input(number), body))
         bell_at = self._clock.wall()
-        state = self._retry(
+        return self._retry(
             lambda: self._ledger.change(task, partial(mutations.mark_queued, bell_at=bell_at))
         )
-        if ring:
-            try:
-                self._open_queue(group).send(bell.encode(task))
-            except QueueError as error:
-                log.warning("no bell rung; the sweep will", task=task.id, error=str(error))
-        return state
+
+    def _ring(self, group: str, task: TaskKeys) -> None:
+        try:
+            self._open_queue(group).send(bell.encode(task))
+        except QueueError as error:
+            log.warning("no bell rung; the sweep will", task=task.id, error=str(error))
