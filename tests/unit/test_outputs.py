@@ -21,7 +21,7 @@ from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Outputs
 from simagent.ports.retry import retrying
 from simagent.ports.store import Body, Entry, Store, StoreUnavailableError
-from simagent.transfer.download import Place, download, once
+from simagent.transfer.download import Place, download, once, read_manifest, read_output
 from simagent.transfer.errors import OutputChangedError
 from simagent.transfer.manifest import Manifest
 from simagent.transfer.outputs import (
@@ -365,6 +365,21 @@ def test_a_changed_archive_is_told(published: tuple[FaultyStore, Uploaded], tmp_
     with pytest.raises(OutputChangedError, match=r"big\.dat"):
         download(store, uploaded.output, ["big.dat"], Place(tmp_path / "t"))
     assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_reading_one_output_tells_what_was_swapped(root: Path) -> None:
+    store, swapped = MemoryStore(), MemoryStore()
+    (root / "a.csv").write_text("mine")
+    output = publish(store, root).output
+    manifest = read_manifest(store, output)
+    assert b"".join(read_output(store, output, manifest, "a.csv")) == b"mine"
+    (root / "a.csv").write_text("other")
+    publish(swapped, root)
+    store.put(KEYS.output_zip, swapped.get(KEYS.output_zip).data)  # a sound archive, not this one
+    with pytest.raises(OutputChangedError, match=r"a\.csv"):
+        list(read_output(store, output, manifest, "a.csv"))
+    with pytest.raises(FileNotFoundError):
+        list(read_output(store, output, manifest, "b.csv"))
 
 
 def test_a_changed_manifest_is_told(

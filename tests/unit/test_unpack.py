@@ -5,6 +5,7 @@ import os
 import random
 import stat
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from simagent.transfer.errors import InputRejectedError
-from simagent.transfer.unpack import Limits, unpack
+from simagent.transfer.unpack import Limits, check, unpack
+from simagent.transfer.zipread import ZipError, read_directory
 
 MEBI = 1 << 20
 
@@ -175,6 +177,31 @@ def test_an_unknown_method(root: Path) -> None:
 def test_too_many_members(root: Path) -> None:
     data = make(*((str(number), b"") for number in range(11)))
     refuse(data, root, "11 members", Limits(max_files=10))
+
+
+def test_folders_within_folders_without_end(root: Path) -> None:
+    deep = "/".join("d" * 100)
+    unpack(io.BytesIO(make((deep, b"x"))), root)
+    with pytest.raises(InputRejectedError, match="too long"):
+        unpack(io.BytesIO(make((f"{deep}/d", b"x"))), root)
+
+
+def test_what_paths_go_through_takes_no_memory(root: Path) -> None:
+    data = make(*((f"{number}/{'a' * 250}/" + "b/" * 90 + "x", b"") for number in range(2000)))
+    directory = read_directory(io.BytesIO(data), max_files=2000)
+    tracemalloc.start()
+    try:
+        check(directory, Limits())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * MEBI, "not what all the folders' paths would take: 80 MB"
+
+
+def test_a_directory_that_is_too_large(root: Path) -> None:
+    data = make(*((str(number), b"") for number in range(100)))
+    with pytest.raises(ZipError, match="directory has"):
+        read_directory(io.BytesIO(data), max_files=100, max_bytes=1000)
 
 
 def test_too_large(root: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FIRST_READ = 64 << 10
 _MAX_READ = 8 << 20
 _MAX_MEMBERS = 100_000_000
+_MAX_DIRECTORY = 16 << 30
 
 T = TypeVar("T")
 
@@ -133,8 +134,7 @@ def download(
         archive = cast(BinaryIO, reader)
         place.root.mkdir(parents=True, exist_ok=True)
         try:
-            # What is in it was published by an agent, and is held against the manifest.
-            directory = read_directory(archive, max_files=_MAX_MEMBERS)
+            directory = _directory(archive)
             with Tree(place.root) as tree:
                 extraction = _Extraction(archive, tree, place, manifest)
                 extraction.on_progress = on_progress or extraction.on_progress
@@ -155,22 +155,37 @@ def read_manifest(store: Store, output: Output, retry: Retry = once) -> Manifest
         raise OutputChangedError(f"{output.manifest}: {error}") from error
 
 
-def read_output(store: Store, output: Output, path: str, retry: Retry = once) -> Iterator[bytes]:
+def read_output(
+    store: Store, output: Output, manifest: Manifest, path: str, retry: Retry = once
+) -> Iterator[bytes]:
     """Yield the contents of one output, read in pieces as they are wanted.
 
-    Raises FileNotFoundError where it was not published, `OutputChangedError` and StoreErrors.
+    ``manifest`` is the output's own. Raises FileNotFoundError where it was not published,
+    StoreErrors, and `OutputChangedError`, at the end only where just the checksum tells.
     """
+    known = next((file for file in manifest.files if file.path == path), None)
+    if known is None:
+        raise FileNotFoundError(path)
+    checksum = hashlib.sha256()
     with io.BufferedReader(RangeReader(store, output.archive, retry)) as reader:
         archive = cast(BinaryIO, reader)
         try:
-            directory = read_directory(archive, max_files=_MAX_MEMBERS)
-            for entry in directory.entries:
-                if entry.path == path and not entry.is_link:
-                    yield from inflate(archive, entry, ends(directory)[entry.offset])
-                    return
+            directory = _directory(archive)
+            entry = next((entry for entry in directory.entries if entry.path == path), None)
+            if entry is None:
+                raise OutputChangedError(f"{output.archive}: {path!r} is not in it")
+            for piece in inflate(archive, entry, ends(directory)[entry.offset]):
+                checksum.update(piece)
+                yield piece
         except ZipError as error:
             raise OutputChangedError(f"{output.archive}: {error}") from error
-    raise FileNotFoundError(path)
+    if checksum.hexdigest() != known.sha256:
+        raise OutputChangedError(f"{path!r} is not what the task published")
+
+
+def _directory(archive: BinaryIO) -> Directory:
+    # What is in it was published by an agent, and is held against the manifest.
+    return read_directory(archive, max_files=_MAX_MEMBERS, max_bytes=_MAX_DIRECTORY)
 
 
 class _Extraction:

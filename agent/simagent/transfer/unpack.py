@@ -25,7 +25,7 @@ _CHUNK = 256 << 10
 _PIECE = 1 << 20
 _MAX_TARGET = 4096
 _MAX_NAME = 255
-_MAX_DEPTH = 1000
+_MAX_DEPTH = 100
 
 
 class Limits(NamedTuple):
@@ -126,18 +126,34 @@ def check(directory: Directory, limits: Limits) -> None:
             raise ZipError(f"{path!r} is in it twice")
         else:
             files.add(path)
-        while (path := path.rpartition("/")[0]) and path not in folders:
-            folders.add(path)
         _check_kind(entry)
         total += entry.size
         packed += entry.packed
-    if fight := files & folders:
-        raise ZipError(f"{min(fight)!r} is in it both as a folder and as something else")
+    _check_folders(directory, files, folders)
     if total > limits.max_bytes:
         raise ZipError(f"it unpacks to {total} bytes, more than the {limits.max_bytes} allowed")
     if total > limits.ratio_from and total > limits.max_ratio * max(packed, 1):
         raise ZipError(f"it unpacks to {total // max(packed, 1)} times its size")
     _check_overlap(directory)
+
+
+def _check_folders(directory: Directory, files: set[str], folders: set[str]) -> None:
+    """Refuse what is both a folder and something else. Raises `ZipError`.
+
+    The folders that paths go through are not kept: a small archive can name very many.
+    """
+    fight = next(iter(files & folders), None)
+    seen = ""
+    for entry in directory.entries:
+        path = plain_path(entry).rpartition("/")[0]
+        if path == seen:
+            continue
+        seen = path
+        while path and fight is None:
+            fight = path if path in files else None
+            path = path.rpartition("/")[0]
+    if fight is not None:
+        raise ZipError(f"{fight!r} is in it both as a folder and as something else")
 
 
 def _check_overlap(directory: Directory) -> None:

@@ -23,6 +23,7 @@ from simagent.transfer.zipformat import (
 
 _STRONG_ENCRYPTION = 0x40
 _MAX_COMMENT = 0xFFFF
+_MAX_DIRECTORY = 256 << 20
 
 
 class ZipError(ValueError):
@@ -36,9 +37,14 @@ class Directory(NamedTuple):
     start: int
 
 
-def read_directory(file: BinaryIO, *, max_files: int) -> Directory:
-    """Read an archive's directory. Raises `ZipError`, and OSError where reading fails."""
+def read_directory(file: BinaryIO, *, max_files: int, max_bytes: int = _MAX_DIRECTORY) -> Directory:
+    """Read an archive's directory, of at most ``max_files`` members in ``max_bytes``.
+
+    Raises `ZipError`, and OSError where reading fails.
+    """
     count, size, offset, end = _find_end(file)
+    if size > max_bytes:
+        raise ZipError(f"its directory has {size} bytes, more than the {max_bytes} allowed")
     if count > max_files:
         raise ZipError(f"it has {count} members, more than the {max_files} allowed")
     start = end - size
