@@ -369,3 +369,17 @@ def test_a_task_that_somebody_else_sees_to_just_now_is_left_to_them() -> None:
     result = swept(sweeper.sweep())
     assert (result.seen, result.closed) == (2, 0)
     assert it.good.state(task).status is Status.RUNNING
+
+
+def test_a_walk_sees_all_tasks_wherever_the_agents_are_in_theirs() -> None:
+    it = Fixture()
+    for number in range(450):
+        it.good.open_marker("default", TaskKeys("default", f"T{number:03d}"))
+    it.place("queued", id="A", bell_at=None)
+    it.sweeper().sweep()
+    it.rung()
+    turn = it.store.get(keys.sweep("default"))
+    it.place("queued", id="B", bell_at=None)
+    assert it.sweeper().walk() == Swept(seen=452, rung=1)
+    assert it.rung() == ["B"]
+    assert it.store.get(keys.sweep("default")) == turn

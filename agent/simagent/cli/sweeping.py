@@ -7,26 +7,23 @@ from contextlib import contextmanager
 
 from simagent.cli.text import put, put_json
 from simagent.config import Config
+from simagent.domain.times import Times
 from simagent.ports.clock import SystemClock
 from simagent.wiring import open_sweeper
-from simagent.worker.sweep import BATCH, Sweeper, Swept
+from simagent.worker.sweep import Swept
 
 
 def sweep_group(config: Config, *, wait: bool, as_json: bool) -> None:
-    """Sweep; where tasks are held, sweep again when their holders must have shown themselves."""
+    """Sweep; where tasks are held, sweep on until their holders must have shown themselves."""
     sweeper = open_sweeper(config)
-    total = _walk(sweeper)
+    total = sweeper.walk()
     if total.held and wait:
-        seconds = config.times.suspect
-        with _spinner(f"{total.held} tasks are held: watching their agents for {seconds:.0f} s"):
-            SystemClock().wait(seconds)
-        again = _walk(sweeper)
-        total = dataclasses.replace(
-            again,
-            rung=total.rung + again.rung,
-            closed=total.closed + again.closed,
-            tidied=total.tidied + again.tidied,
-        )
+        pauses = list(_pauses(config.times))
+        seconds = f"{sum(pauses):.0f} s"
+        with _spinner(f"{total.held} tasks are held: watching their agents for {seconds}"):
+            for pause in pauses:
+                SystemClock().wait(pause)
+                total = _sum(total, sweeper.walk())
     if as_json:
         put_json({"group": config.group, **dataclasses.asdict(total)})
     else:
@@ -36,19 +33,26 @@ def sweep_group(config: Config, *, wait: bool, as_json: bool) -> None:
         )
 
 
-def _walk(sweeper: Sweeper) -> Swept:
-    """Sweep batch by batch, until a batch brings nothing new."""
-    total = Swept()
-    while (swept := sweeper.sweep()) is not None and swept.seen:
-        total = Swept(
-            *(
-                getattr(total, field.name) + getattr(swept, field.name)
-                for field in dataclasses.fields(Swept)
-            )
-        )
-        if swept.seen < BATCH:
-            break
-    return total
+def _pauses(times: Times) -> Iterator[float]:
+    """Give the seconds between the passes that show which of the holders are dead.
+
+    The last pass alone is late enough to prove it: an earlier one would only begin anew.
+    """
+    left = times.lease_ttl + times.renew_every / 2
+    while left > 1.5 * times.renew_every:
+        yield times.renew_every
+        left -= times.renew_every
+    yield left
+
+
+def _sum(before: Swept, last: Swept) -> Swept:
+    """Tell what was done in all passes, and what the last one met."""
+    return dataclasses.replace(
+        last,
+        rung=before.rung + last.rung,
+        closed=before.closed + last.closed,
+        tidied=before.tidied + last.tidied,
+    )
 
 
 @contextmanager

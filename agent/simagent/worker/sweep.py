@@ -20,7 +20,7 @@ from simagent.ports.queue import Queue
 from simagent.ports.store import NotFoundError, PreconditionError
 from simagent.worker.receive import Claim, Close, Hide, Judge
 
-BATCH = 200
+_BATCH = 200
 
 log = structlog.get_logger()
 
@@ -86,6 +86,22 @@ class Sweeper:
         if batch is None:
             return None
         swept = Swept()
+        self._look_at(batch, swept)
+        log.info(Event.SWEPT, seen=swept.seen, rung=swept.rung, closed=swept.closed)
+        return swept
+
+    def walk(self) -> Swept:
+        """Look at all open tasks once, the first to the last, wherever the group's agents are.
+
+        Raises StoreError, QueueError.
+        """
+        swept, after = Swept(), ""
+        while batch := self._ledger.open_ids(self._group, after=after, limit=_BATCH):
+            self._look_at(batch, swept)
+            after = batch[-1]
+        return swept
+
+    def _look_at(self, batch: list[str], swept: Swept) -> None:
         for task_id in batch:
             swept.seen += 1
             try:
@@ -97,8 +113,6 @@ class Sweeper:
             except SupersededError:
                 continue  # somebody else did something about it just now
         self._forget_old()
-        log.info(Event.SWEPT, seen=swept.seen, rung=swept.rung, closed=swept.closed)
-        return swept
 
     def _take_turn(self, *, force: bool) -> list[str] | None:
         """Agree with the other agents on who sweeps; give the ids of the tasks to look at."""
@@ -107,8 +121,8 @@ class Sweeper:
         seen, self._round = self._round, turn.round
         if not force and seen is not None and seen != self._round:
             return None
-        batch = self._ledger.open_ids(self._group, after=turn.cursor, limit=BATCH)
-        following = batch[-1] if len(batch) == BATCH else ""
+        batch = self._ledger.open_ids(self._group, after=turn.cursor, limit=_BATCH)
+        following = batch[-1] if len(batch) == _BATCH else ""
         turn = turn.with_(round=turn.round + 1, cursor=following)
         try:
             body = turn.model_dump_json().encode()
