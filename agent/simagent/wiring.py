@@ -113,13 +113,13 @@ def open_context(config: Config) -> "Context":
     from simagent.worker.journal import Journals
 
     cgroups = open_cgroups(config)
-    runtimes: dict[str, Runtime] = {}
-    if config.allow_process:
-        runtimes["process"] = ProcessRuntime(cgroups)
+    # Also where no new commands of the host may run: those that do have to be looked after.
+    runtimes: dict[str, Runtime] = {"process": ProcessRuntime(cgroups)}
     identity = identify(config.state_dir, config.agent)
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
     settings = Settings(
         group=config.group,
+        allow_process=config.allow_process,
         pass_env=config.pass_env,
         orphan_limit=config.orphan_limit,
         pack_threads=config.pack_threads or len(os.sched_getaffinity(0)),

@@ -161,8 +161,8 @@ class WatchedJournals(Journals):
         self._actor.before("journal.created", entry.task)
         return WatchedJournal(journal.folder, journal.entry, self._actor)
 
-    def all(self) -> Iterator[Journal]:
-        for journal in super().all():
+    def all(self, *, end: Callable[[Path], None] = lambda _folder: None) -> Iterator[Journal]:
+        for journal in super().all(end=end):
             yield WatchedJournal(journal.folder, journal.entry, self._actor)
 
     def set_aside(self, folder: Path, why: str) -> None:
@@ -199,7 +199,7 @@ class Run:
             beat=state.lease.beat,
             orders=self.orders,
             progress=self.attempt,
-            stop_on_partition=False,
+            stop_after=None,
         )
         if state.kill is not None:
             self.orders.ask_kill(state.kill)

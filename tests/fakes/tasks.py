@@ -1,11 +1,14 @@
 """Tasks in a store, as their agents and clients would have left them."""
 
+from fakes.clock import FakeClock
 from simagent.domain import mutations
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import Spec
 from simagent.domain.state import Attempt, Holder, State
+from simagent.domain.times import Times
 from simagent.ledger import Ledger
+from simagent.worker.receive import Judge
 
 HOLDER = Holder(agent="holder", incarnation="i1", epoch=1)
 
@@ -54,3 +57,14 @@ def attempt(epoch: int = 1, **fields: object) -> Attempt:
     """Make the record of an attempt."""
     who = {"agent": "holder", "version": "1", "started": 1.0}
     return Attempt.model_validate({"epoch": epoch} | who | fields)
+
+
+def watch(clock: FakeClock, judge: Judge, seconds: float, *tasks: TaskKeys) -> None:
+    """Let time pass as an agent does that watches tasks: it reads them again every so often."""
+    left = seconds
+    while left > Times().renew_every:
+        clock.advance(Times().renew_every)
+        left -= Times().renew_every
+        for task in tasks:
+            judge.judge(task)
+    clock.advance(left)

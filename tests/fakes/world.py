@@ -19,7 +19,7 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import StoreError
-from simagent.worker.context import Context, Identity
+from simagent.worker.context import Context, Identity, Settings
 from simagent.worker.journal import Journal
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
@@ -66,6 +66,7 @@ class ModelAgent:
             identity=identity,
             journals=WatchedJournals(self._folder, self.actor),
             runtimes={},
+            settings=Settings(allow_process=False),
         )
         self.runs: list[Run] = []
         self._wake = Wake()
@@ -174,6 +175,8 @@ class World:
         match op.verb:
             case "wait":
                 self.clock.advance(float(op.how))
+            case "watch":
+                self._watch(float(op.how), op.who)
             case "lose bells":
                 self.queue.lose_all()
             case "restart":
@@ -184,6 +187,14 @@ class World:
                 self._ask(op.verb, TASKS[op.who], troubles)
             case _:
                 self.agents[op.who].do(op.verb, op.how, troubles)
+
+    def _watch(self, seconds: float, *agents: int) -> None:
+        """Let time pass in which agents read again, as often as they do, what they suspect."""
+        for _ in range(3):
+            self.clock.advance(seconds / 4)
+            for who in agents:
+                self.do(Op("suspect", who), {})
+        self.clock.advance(seconds / 4)
 
     def _ask(self, verb: str, task: TaskKeys, troubles: Mapping[int, Trouble]) -> None:
         """Let a client, begun anew, ask for something; it may fail, and say so, or die."""
@@ -210,7 +221,7 @@ class World:
     def settle(self) -> None:
         """Let time pass without faults until nothing is left to do, or should not be."""
         self._all_restart()
-        for _ in range(40):
+        for _ in range(100):  # a task that waits is rung again once an hour, or more often
             self._round(ROUND)
             if not self._open("queued", "preparing", "running", "finalizing"):
                 break
@@ -248,7 +259,7 @@ class World:
             for who, _ in enumerate(self.agents[:2]):
                 self.do(Op(verb, who), {})
         self.do(Op("sweep", 2), {})
-        self.clock.advance(seconds)
+        self._watch(seconds, 0, 1)
 
     def _open(self, *statuses: str) -> list[str]:
         histories = self.audit.history.items()

@@ -72,7 +72,7 @@ def bare(folder: Folder) -> Iterator[Cgroups]:
     root = next((p for p in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"))
                  if (p / "cgroup.subtree_control").exists()), None)  # fmt: skip
     if root is None or not os.access(root, os.W_OK) or os.geteuid() != 0:
-        pytest.skip("machine: ending steps by cgroup.kill: a cgroup v2 tree that the test may write")
+        pytest.skip("machine: ending steps by cgroup.kill: no writable cgroup v2 tree")
     base = root / f"simagent-test-{os.getpid()}"
     base.mkdir()
     yield Cgroups(base)
@@ -88,7 +88,7 @@ def v1_cgroup() -> Iterator[Path]:
     """A memory cgroup of version 1 of 64 MiB, as a container engine may have put one around."""
     cgroup = V1_MEMORY / f"simagent-test-{os.getpid()}"
     if not os.access(V1_MEMORY / "cgroup.procs", os.W_OK):
-        pytest.skip("machine: the OOM killer, without a cgroup of the step's own: no writable cgroup v1")
+        pytest.skip("machine: the OOM killer: no writable cgroup v1")
     cgroup.mkdir()
     (cgroup / "memory.limit_in_bytes").write_text(str(64 * MIB))
     yield cgroup

@@ -18,7 +18,7 @@ from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.queue import QueueError
 from simagent.ports.store import StoreError
-from simagent.worker.context import Context, Identity
+from simagent.worker.context import Context, Identity, Settings
 from simagent.worker.journal import Journal, Journals
 from simagent.worker.loop import Agent
 from simagent.worker.receive import Judge
@@ -47,6 +47,7 @@ class Idle:
             identity=Identity(agent="me", incarnation="i1", boot_id="b", version="1", machine={}),
             journals=Journals(folder),
             runtimes={},
+            settings=Settings(allow_process=False),
         )
         self.agent = Agent(self.ctx)
 

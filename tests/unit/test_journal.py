@@ -53,12 +53,12 @@ def test_every_attempt_has_a_journal_of_its_own(tmp_path: Path) -> None:
         journals.create(each)
     assert entries(tmp_path) == made
     folders = {journal.folder.name for journal in reopened(tmp_path)}
-    assert folders == {"T1.1", "T1.2", "T2.1"}
+    assert folders == {"p.T1.1", "p.T1.2", "p.T2.1"}
 
 
 def test_all_of_an_attempt_lies_in_its_folder(tmp_path: Path) -> None:
     journal = Journals(tmp_path).create(entry())
-    folder = tmp_path / "attempts" / "T1.1"
+    folder = tmp_path / "attempts" / "p.T1.1"
     assert journal.folder == folder
     assert journal.artifacts == folder / "work/output/artifacts"
     paths = [journal.steps, journal.logs, journal.metrics]
@@ -144,8 +144,8 @@ def test_a_corrupt_journal_is_set_aside(tmp_path: Path, data: bytes) -> None:
     (bad.folder / "journal.json").write_bytes(data)
     with capture_logs() as logs:
         assert [found.task for found in entries(tmp_path)] == ["GOOD"]
-    assert aside(tmp_path) == ["BAD.1"]
-    assert (tmp_path / "set-aside/BAD.1/evidence").read_text() == "kept"
+    assert aside(tmp_path) == ["p.BAD.1"]
+    assert (tmp_path / "set-aside/p.BAD.1/evidence").read_text() == "kept"
     assert [line["event"] for line in logs] == [Event.JOURNAL_SET_ASIDE]
     assert set(Event.JOURNAL_SET_ASIDE.fields) <= set(logs[0])
     assert logs[0]["error"]
@@ -155,7 +155,7 @@ def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
     Journals(tmp_path).create(entry(format=2))
     with capture_logs() as logs:
         assert entries(tmp_path) == []
-    assert aside(tmp_path) == ["T1.1"]
+    assert aside(tmp_path) == ["p.T1.1"]
     assert "newer version" in logs[0]["error"]
 
 
@@ -182,8 +182,8 @@ def test_what_was_set_aside_before_is_not_overwritten(tmp_path: Path) -> None:
         journal = journals.create(entry())
         (journal.folder / "content").write_text(content)
         journals.set_aside(journal.folder, "why")
-    assert aside(tmp_path) == ["T1.1", "T1.1.1", "T1.1.2"]
-    assert (tmp_path / "set-aside/T1.1/content").read_text() == "first"
+    assert aside(tmp_path) == ["p.T1.1", "p.T1.1.1", "p.T1.1.2"]
+    assert (tmp_path / "set-aside/p.T1.1/content").read_text() == "first"
     assert entries(tmp_path) == []
 
 
@@ -191,9 +191,9 @@ def test_what_was_set_aside_expires(tmp_path: Path) -> None:
     journals = Journals(tmp_path)
     for task in ("OLD", "NEW"):
         journals.set_aside(journals.create(entry(task)).folder, "why")
-    os.utime(tmp_path / "set-aside/OLD.1", (1000, 1000))
+    os.utime(tmp_path / "set-aside/p.OLD.1", (1000, 1000))
     journals.expire(before=2000)
-    assert aside(tmp_path) == ["NEW.1"]
+    assert aside(tmp_path) == ["p.NEW.1"]
 
 
 def test_setting_aside_starts_the_time_to_expiry(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_setting_aside_starts_the_time_to_expiry(tmp_path: Path) -> None:
     os.utime(folder, (1000, 1000))
     journals.set_aside(folder, "why")
     journals.expire(before=2000)
-    assert aside(tmp_path) == ["T1.1"]
+    assert aside(tmp_path) == ["p.T1.1"]
 
 
 def test_a_stray_file_expires_too(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ TIMES = Times()
 class Fixture:
     """A held task and its lease, whose thread's work is done by `run_for`."""
 
-    def __init__(self, *, stop_on_partition: bool = False) -> None:
+    def __init__(self, *, stop_after: float | None = None) -> None:
         self.clock = FakeClock()
         self.store = MemoryStore()
         self.faults = Faults(self.clock)
@@ -39,7 +39,7 @@ class Fixture:
             beat=0,
             orders=self.orders,
             progress=lambda: self.progress,
-            stop_on_partition=stop_on_partition,
+            stop_after=stop_after,
         )
 
     def run_for(self, seconds: float) -> None:
@@ -140,18 +140,18 @@ def test_timeouts_are_waited_for_once() -> None:
 
 
 def test_a_task_with_outside_effects_stops_when_its_lease_lapses_and_not_before() -> None:
-    it = Fixture(stop_on_partition=True)
+    it = Fixture(stop_after=TIMES.lease_ttl)
     it.outage(1, 10_000)
     it.run_for(59)
     assert it.orders.interrupted is None
-    later = Fixture(stop_on_partition=True)
+    later = Fixture(stop_after=TIMES.lease_ttl)
     later.outage(1, 10_000)
     later.run_for(64)
     assert isinstance(later.orders.interrupted, Partitioned)
 
 
 def test_the_lapse_counts_from_the_last_renewal() -> None:
-    it = Fixture(stop_on_partition=True)
+    it = Fixture(stop_after=TIMES.lease_ttl)
     it.outage(50, 104)
     it.run_for(200)
     assert it.orders.interrupted is None

@@ -58,6 +58,7 @@ TEND = [Op(verb, agent) for verb in ("suspect", "renew") for agent in (0, 1)]
 WORK = [Op("work", agent, how) for how in HOW for agent in (0, 1)]
 SWEEP = [Op("sweep", sweeper) for sweeper in (0, 1, 2)]
 WAIT = [Op("wait", 0, seconds) for seconds in TIMES]
+WATCH = [Op("watch", agent, seconds) for seconds in ("60", "66") for agent in (0, 1)]
 RESTART = [Op("restart", agent) for agent in (0, 1)]
 
 # What others can do at their best while a process is paused: take its task, and finish it.
@@ -67,15 +68,15 @@ PAUSED = tuple(
     for verb, how in (
         ("hear", ""),
         ("suspect", ""),
-        ("wait", "66"),
+        ("watch", "66"),
         ("suspect", ""),
         ("hear", ""),
         ("work", "go"),
     )
 )
 MEANWHILE = [
-    *((op,) for op in (*SUBMIT, *END, *HEAR, *TEND, *WORK, *SWEEP, *WAIT, *RESTART)),
-    *((wait, op) for wait in WAIT for op in (*HEAR, *TEND, *SWEEP)),
+    *((op,) for op in (*SUBMIT, *END, *HEAR, *TEND, *WORK, *SWEEP, *WAIT, *WATCH, *RESTART)),
+    *((wait, op) for wait in (*WAIT, *WATCH) for op in (*HEAR, *TEND, *SWEEP)),
 ]
 # The rivals of most races, so that they are met often.
 RENEWED = (Op("renew", 0), Op("renew", 1))
@@ -109,7 +110,7 @@ SUBMITTED = (Op("submit", 0),)
 HELD_BY_LEFT = (*SUBMITTED, Op("hear", 0))
 RUNNING = (*HELD_BY_LEFT, Op("work", 0, "go"))
 TO_BE_KILLED = (*RUNNING, Op("kill", 0))
-WATCHED = (*RUNNING, Op("wait", 0, "121"), Op("hear", 1), Op("wait", 0, "66"))
+WATCHED = (*RUNNING, Op("wait", 0, "121"), Op("hear", 1), Op("watch", 1, "66"))
 BEGINNINGS = ((), SUBMITTED, HELD_BY_LEFT, RUNNING, TO_BE_KILLED, WATCHED)
 
 
@@ -158,7 +159,13 @@ class Protocol(RuleBasedStateMachine):
     def race(self, op: Op, call: int, rivals: tuple[Op, ...]) -> None:
         self.world.do(op, {call: Trouble(meanwhile=rivals)})
 
-    @rule(op=st.sampled_from(WAIT))
+    @rule(op=st.sampled_from(WATCH), call=st.integers(0, 6), rivals=st.sampled_from(RIVALS))
+    def take_over(self, op: Op, call: int, rivals: tuple[Op, ...]) -> None:
+        self.world.do(Op("hear", op.who), {})
+        self.world.do(op, {})
+        self.world.do(Op("suspect", op.who), {call: Trouble(meanwhile=rivals)})
+
+    @rule(op=st.sampled_from([*WAIT, *WATCH]))
     def wait(self, op: Op) -> None:
         self.world.do(op, {})
 

@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 from fakes.clock import FakeClock
 from fakes.faults import DROP, UNAVAILABLE, Fault, Faults, FaultyStore, delay
 from fakes.store import MemoryStore
-from fakes.tasks import beat, place
+from fakes.tasks import beat, place, watch
 from simagent.domain import mutations
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
@@ -38,8 +38,11 @@ class Fixture:
         """Judge, and judge again that much later."""
         first = self.judge.judge(task)
         assert first == Hide(TIMES.suspect, "held; its holder is watched")
-        self.clock.advance(seconds)
+        self.watch(seconds, task)
         return self.judge.judge(task)
+
+    def watch(self, seconds: float, *tasks: TaskKeys) -> None:
+        watch(self.clock, self.judge, seconds, *tasks)
 
     def closed(self, task: TaskKeys, verdict: object) -> State:
         assert isinstance(verdict, Close)
@@ -63,7 +66,7 @@ def test_a_submission_under_way_is_left_for_a_minute() -> None:
     verdict = it.judge.judge(place(it.good, "submitted"))
     assert isinstance(verdict, Hide)
     assert verdict.seconds == 60
-    assert not verdict.free
+    assert not verdict.lost
 
 
 def test_a_queued_task_is_for_the_taking() -> None:
@@ -200,7 +203,7 @@ def test_what_others_write_beside_the_beat_is_no_sign_of_life() -> None:
     it = Fixture()
     task = place(it.good, "running")
     it.judge.judge(task)
-    it.clock.advance(TTL)
+    it.watch(TTL, task)
     it.good.change(task, lambda s: s.with_(bell_at=5.0))
     assert isinstance(it.judge.judge(task), Claim)
 
@@ -211,12 +214,11 @@ def test_a_store_failure_in_between_starts_the_watch_anew(fault: Fault) -> None:
     it = Fixture()
     task = place(it.good, "running")
     it.judge.judge(task)
-    it.clock.advance(TTL / 2)
+    it.watch(TTL / 2, task)
     it.faults.plan = lambda *_: fault
     with pytest.raises(StoreUnavailableError):
         it.ledger.spec(task)
     it.faults.plan = lambda *_: None
-    it.clock.advance(TTL / 2)
     assert it.again(task, TTL - 1) == Hide(TIMES.suspect, "held; its holder is watched")
     it.clock.advance(1)
     assert isinstance(it.judge.judge(task), Claim)
@@ -232,6 +234,21 @@ def test_a_failure_of_the_second_reading_itself_starts_the_watch_anew() -> None:
         it.judge.judge(task)
     it.faults.plan = lambda *_: None
     assert isinstance(it.again(task, TTL - 1), Hide)
+
+
+@pytest.mark.parametrize("pause", [2 * TIMES.renew_every + 1, 10_000.0])
+def test_a_pause_of_the_watch_starts_it_anew(pause: float) -> None:
+    """An outage, or a sleep of this machine, that nobody noticed would look like silence."""
+    it = Fixture()
+    task = place(it.good, "running")
+    it.judge.judge(task)
+    it.watch(TTL - 1, task)
+    it.clock.advance(pause)
+    assert isinstance(it.judge.judge(task), Hide)
+    it.watch(TTL - 1, task)
+    assert isinstance(it.judge.judge(task), Hide)
+    it.clock.advance(1)
+    assert isinstance(it.judge.judge(task), Claim)
 
 
 def test_a_slow_answer_proves_no_longer_silence() -> None:
@@ -250,7 +267,7 @@ def test_jumps_of_the_wall_clock_prove_nothing() -> None:
     it.clock.jump_wall(86_400)
     assert isinstance(it.judge.judge(task), Hide)
     it.clock.jump_wall(-2 * 86_400)
-    it.clock.advance(TTL)
+    it.watch(TTL, task)
     assert isinstance(it.judge.judge(task), Claim)
 
 
@@ -258,7 +275,7 @@ def test_two_tasks_are_watched_apart() -> None:
     it = Fixture()
     one, other = (place(it.good, "running", id=id_) for id_ in ("A", "B"))
     it.judge.judge(one)
-    it.clock.advance(TTL)
+    it.watch(TTL, one)
     assert isinstance(it.judge.judge(other), Hide)
     assert isinstance(it.judge.judge(one), Claim)
 
@@ -308,7 +325,7 @@ def test_a_dead_holders_task_that_cannot_run_here_is_free_for_others() -> None:
     it = Fixture("not here")
     verdict = it.again(place(it.good, "running"), TTL)
     assert isinstance(verdict, Hide)
-    assert verdict.free
+    assert verdict.lost
 
 
 # --- Suspects -----------------------------------------------------------------------------------
@@ -325,15 +342,16 @@ def test_a_suspicion_is_logged_once() -> None:
     ]
 
 
-def test_suspects_are_due_after_the_ttl_with_their_bells() -> None:
+def test_suspects_are_due_every_renewal_with_their_bells() -> None:
     it = Fixture()
     task = place(it.good, "running")
     it.judge.judge(task, "receipt-1")
     assert it.judge.suspects.due() == []
-    it.clock.advance(TTL)
+    it.clock.advance(TIMES.renew_every - 1)
     assert it.judge.suspects.due() == []
-    it.clock.advance(5)
+    it.clock.advance(1)
     assert it.judge.suspects.due() == [(task, "receipt-1")]
+    it.watch(TTL - TIMES.renew_every, task)
     it.judge.judge(task)
     assert it.judge.suspects.due() == [], "judged dead: no longer a suspect"
 

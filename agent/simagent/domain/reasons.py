@@ -42,3 +42,14 @@ class Reason(StrEnum):
         member._value_ = code
         member.explanation = explanation
         return member
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason | None":
+        """Take a reason that a newer version wrote as it is, so that its state can be read."""
+        if not isinstance(value, str):
+            return None
+        member = str.__new__(cls, value)
+        member._name_ = value.upper()
+        member._value_ = value
+        member.explanation = "A reason of a newer version."
+        return member

@@ -1,7 +1,7 @@
 """One attempt, from the claim to the end: prepares, runs the steps, publishes or gives back."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -20,11 +20,13 @@ from simagent.worker.live import LiveFiles
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders, Partitioned, Preempted
 from simagent.worker.prepare import prepare
 from simagent.worker.publish import OutputFailedError, publish, stderr_tail
+from simagent.worker.recovery import stop_leftovers
 from simagent.worker.steps import Ending, StepLostError, StepRunner
 from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
 
 _FLUSH_SECONDS = 10.0
+_MOST_CRASHES = 3
 
 log = structlog.get_logger()
 
@@ -57,7 +59,7 @@ class AttemptRun:
             beat=state.lease.beat,
             orders=self.orders,
             progress=self._attempt,
-            stop_on_partition=spec.on_partition == "stop",
+            stop_after=self._stop_after(),
         )
         if state.kill is not None:
             self.orders.ask_kill(state.kill)
@@ -73,7 +75,13 @@ class AttemptRun:
                 self._telemetry.stop(_FLUSH_SECONDS / 2, final=False)
             except LeaseLost as order:
                 self._telemetry.stop(0.0, final=False)
+                stop_leftovers(self._ctx, self._journal.folder)
                 self._holding.abandon(order)
+            except Exception:
+                # The next incarnation goes on; the count keeps that from happening for ever.
+                with suppress(OSError):
+                    self._journal.write(crashes=self._journal.entry.crashes + 1)
+                raise
 
     @contextmanager
     def _companions(self) -> Iterator[None]:
@@ -102,6 +110,13 @@ class AttemptRun:
             self._telemetry.stop(0.0, final=False)
             for thread in threads:
                 thread.join(_FLUSH_SECONDS)
+
+    def _stop_after(self) -> float | None:
+        """Tell when an outage ends the steps: early enough for them to be gone at the TTL."""
+        if self._spec.on_partition != "stop":
+            return None
+        times = self._ctx.times
+        return max(2 * times.renew_every, times.lease_ttl - self._spec.grace - times.renew_every)
 
     def _to_ending(self) -> Ending | None:
         """Prepare and run; None where the task was given back."""
@@ -135,6 +150,7 @@ class AttemptRun:
         return self._steps.run()
 
     def _give_back(self, reason: Reason, message: str) -> Ending | None:
+        stop_leftovers(self._ctx, self._journal.folder)
         self._telemetry.stop(_FLUSH_SECONDS)
         ended = self._ctx.clock.wall()
         attempt = self._attempt().with_(reason=reason, message=message, ended=ended)
@@ -154,6 +170,8 @@ class AttemptRun:
     def _publish(self, attempt: Attempt) -> tuple[Output | None, Attempt]:
         output: Output | None = None
         try:
+            if self._journal.entry.crashes >= _MOST_CRASHES:
+                raise OutputFailedError("publishing them ended the agent again and again")
             output = publish(self._ctx, self._spec, self._journal, self._timeline, self._holding)
         except OutputFailedError as error:
             log.warning("outputs not published", task=self.task.id, error=str(error))

@@ -30,6 +30,7 @@ class Settings:
     """How attempts are run. Times in seconds."""
 
     group: str = "default"
+    allow_process: bool = True
     pass_env: tuple[str, ...] = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ")
     orphan_limit: float = 1800.0
     pack_threads: int = 1

@@ -18,7 +18,7 @@ from simagent.domain.state import Attempt, Output, State, Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import QueueError
 from simagent.ports.retry import InterruptedRetryError, retrying
-from simagent.ports.store import NotFoundError
+from simagent.ports.store import NotFoundError, StoreRefusedError, StoreUnavailableError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
@@ -51,7 +51,10 @@ class Holding:
 
     def fix(self, ending: Ending, attempt: Attempt, stderr_tail: str) -> None:
         """Fix the outcome, here and then in the state: from now on a kill comes too late."""
-        self._journal.write(outcome=ending.outcome, reason=ending.reason, attempt=attempt)
+        note = partial(
+            self._journal.write, outcome=ending.outcome, reason=ending.reason, attempt=attempt
+        )
+        self.persist(note)
         fixed = partial(
             mutations.begin_finalizing,
             me=self._me,
@@ -76,7 +79,7 @@ class Holding:
             self._bell.silence()
         except QueueError as error:
             log.debug("bell not deleted", task=self._task.id, error=str(error))
-        self._journal.remove()
+        self.persist(self._journal.remove)
 
     def give_back(self, spec: Spec, attempt: Attempt) -> Ending | None:
         """Give the task back for another attempt; where it has to end instead, say how."""
@@ -105,7 +108,7 @@ class Holding:
             self._bell.ring()
         except QueueError as error:
             log.warning("no bell rung; the sweep will", task=self._task.id, error=str(error))
-        self._journal.remove()
+        self.persist(self._journal.remove)
         return None
 
     def abandon(self, order: LeaseLost) -> None:
@@ -121,19 +124,32 @@ class Holding:
             raise LeaseLost(str(error)) from error
 
     def persist(self, call: Callable[[], _T]) -> _T:
-        """Repeat a call through any outage of the store.
+        """Repeat a call through any outage: of the store, of its permissions, of the disk.
 
         A kill or a notice of preemption does not end that: what they ask for needs the store.
         """
+        return self.retry(call, on=(StoreUnavailableError, StoreRefusedError, OSError))
+
+    def retry(
+        self,
+        call: Callable[[], _T],
+        on: tuple[type[Exception], ...] = (StoreUnavailableError,),
+    ) -> _T:
+        """Repeat a call while it fails in one of these ways."""
         while True:
             try:
-                return retrying(call, clock=self._ctx.clock, wake=self._orders.wake)
+                return retrying(
+                    call, clock=self._ctx.clock, wake=self._orders.wake, on=on, log=self._tell
+                )
             except InterruptedRetryError:
                 self._orders.wake.clear()
                 if isinstance(self._orders.interrupted, Detached | LeaseLost):
                     raise self._orders.interrupted from None
             except (NotFoundError, CorruptError, TooNewError) as error:
                 raise LeaseLost(str(error)) from error
+
+    def _tell(self, error: BaseException, pause: float) -> None:
+        log.warning("tried again", task=self._task.id, error=str(error), seconds=round(pause, 1))
 
     def _log(self, event: Event, **fields: object) -> None:
         log.info(event, task=self._task.id, epoch=self._me.epoch, **fields)

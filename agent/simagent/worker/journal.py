@@ -6,7 +6,7 @@ One folder an attempt under ``attempts/``; its ``journal.json`` is replaced atom
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -127,7 +127,7 @@ class Journals:
 
     def create(self, entry: Entry) -> Journal:
         """Begin the journal of an attempt, durably. Raises OSError."""
-        folder = self.root / f"{entry.task}.{entry.epoch}"
+        folder = self.root / f"{entry.project}.{entry.task}.{entry.epoch}"
         if folder.exists():  # an earlier incarnation's intent that was never applied
             shutil.rmtree(folder)
         folder.mkdir(mode=0o755)
@@ -136,25 +136,19 @@ class Journals:
         _sync_folder(self.root)
         return journal
 
-    def all(self) -> Iterator[Journal]:
-        """Read every journal that can be read; remove folders that have none."""
+    def all(self, *, end: Callable[[Path], None] = lambda _folder: None) -> Iterator[Journal]:
+        """Read every journal; set aside what cannot be read, remove what has none.
+
+        ``end`` ends what an attempt whose journal is lost still runs.
+        """
         for folder in sorted(self.root.iterdir()):
             try:
                 yield Journal(folder, _read(folder))
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
-            except (OSError, ValueError, RecursionError):
-                continue
-
-    def damaged(self) -> Iterator[tuple[Path, str]]:
-        """Give the folders whose journals cannot be read, and why."""
-        for folder in sorted(self.root.iterdir()):
-            try:
-                _read(folder)
-            except FileNotFoundError:
-                continue
             except (OSError, ValueError, RecursionError) as error:
-                yield folder, str(error).splitlines()[0]
+                end(folder)
+                self.set_aside(folder, str(error).splitlines()[0])
 
     def set_aside(self, folder: Path, why: str) -> None:
         """Move an attempt's folder out of the way, for people to look at."""

@@ -19,7 +19,11 @@ log = structlog.get_logger()
 
 
 class Lease:
-    """Renews one attempt's lease until it is stopped or lost."""
+    """Renews one attempt's lease until it is stopped or lost.
+
+    ``stop_after`` is the seconds without a renewal after which the run is ended although nobody
+    else is known to hold the task; None lets it go on.
+    """
 
     def __init__(
         self,
@@ -32,7 +36,7 @@ class Lease:
         beat: int,
         orders: Orders,
         progress: Callable[[], Attempt],
-        stop_on_partition: bool,
+        stop_after: float | None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -42,7 +46,7 @@ class Lease:
         self._beat = beat
         self._orders = orders
         self._progress = progress
-        self._stop_on_partition = stop_on_partition
+        self._stop_after = stop_after
         self._renewed = clock.now()
         self._stop = Wake()
         self._quiet = False
@@ -69,10 +73,11 @@ class Lease:
         # A beat of its own for each try: one whose answer was lost must not stand in for the next.
         self._beat += 1
         beat, attempt = self._beat, self._progress()
+        asked = self._clock.now()  # others may count from then on, not from when the answer came
         state = self._ledger.change(
             self._task, lambda s: mutations.renew(s, me=self._me, beat=beat, attempt=attempt)
         )
-        self._renewed = self._clock.now()
+        self._renewed = asked
         self._late = False
         if state.kill is not None:
             self._orders.ask_kill(state.kill)
@@ -89,9 +94,8 @@ class Lease:
     def _lapse(self, error: Exception) -> None:
         # Expiry only permits others to claim; without proof that one did, the run goes on.
         silent = self._clock.now() - self._renewed
-        if silent < self._times.lease_ttl or self._late:
-            return
-        self._late = True
-        log.warning(Event.LEASE_LATE, task=self._task.id, seconds=silent, error=str(error))
-        if self._stop_on_partition:
+        if silent >= self._times.lease_ttl and not self._late:
+            self._late = True
+            log.warning(Event.LEASE_LATE, task=self._task.id, seconds=silent, error=str(error))
+        if self._stop_after is not None and silent >= self._stop_after:
             self._orders.interrupt(Partitioned(f"the store was not reached for {silent:.0f} s"))

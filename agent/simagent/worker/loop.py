@@ -23,7 +23,7 @@ from simagent.worker.notify import Notifier
 from simagent.worker.orders import Detached, Interrupted
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
-from simagent.worker.recovery import recover
+from simagent.worker.recovery import recover, stop_leftovers
 from simagent.worker.sweep import Sweeper
 from simagent.worker.threads import CoreThread, Threads
 
@@ -55,6 +55,8 @@ class Agent:
         self._ctx = ctx
         self._slots = slots
         self._until_empty = until_empty
+        # Suspects are to be read about every `renew_every`; a longer pause begins their watch anew.
+        self._tick = min(_TICK, ctx.times.renew_every)
         self._only = only
         self._drain_file = drain
         self.wake = Wake()
@@ -63,7 +65,7 @@ class Agent:
         self._order: Interrupted | None = None
         self._threads = Threads(self.wake)
         self._running: list[_Running] = []
-        self._unsettled = list(ctx.journals.all())
+        self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
         self._judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
         self._reception = Reception(ctx, self._judge, self._start, self._unsettled.append)
         self._sweeper = Sweeper(
@@ -142,11 +144,11 @@ class Agent:
             self._notifier.status(f"draining, {len(self._running)} tasks run")
             if not busy:
                 return True
-            self._wait(_TICK)
+            self._wait(self._tick)
             return False
         self._notifier.status(f"{len(self._running)} of {self._slots} slots busy")
         if len(self._running) >= self._slots:
-            self._wait(_TICK)
+            self._wait(self._tick)
             return False
         if self._only is not None:
             return self._take_only(self._only)
@@ -170,8 +172,8 @@ class Agent:
                 self._ctx.ledger.open_ids(self._ctx.settings.group, after="", limit=1)
             self._settle()
             for task, receipt in suspects:
-                if len(self._running) < self._slots and not self._closing:
-                    self._reception.reconsider(task, receipt)
+                free = len(self._running) < self._slots and not self._closing
+                self._reception.reconsider(task, receipt, free=free)
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
         self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
@@ -179,7 +181,11 @@ class Agent:
     def _settle(self) -> None:
         while self._unsettled:
             journal = self._unsettled[-1]
-            recovered = recover(self._ctx, journal)
+            try:
+                recovered = recover(self._ctx, journal)
+            except OSError as error:
+                log.warning("restart not written down", path=str(journal.folder), error=str(error))
+                return  # the disk is full or broken: at the next turn again
             self._unsettled.pop()
             if recovered is not None:
                 self._start(journal, *recovered)
@@ -203,7 +209,7 @@ class Agent:
             self._wait(max(self._queue.pause_left, self._store.pause_left))
             return True
         message = None
-        wait = _EMPTY_WAIT if self._until_empty and not busy else _TICK
+        wait = _EMPTY_WAIT if self._until_empty and not busy else self._tick
         with self._queue.watch(QueueError):
             message = self._ctx.queue.receive(
                 visibility=self._ctx.times.bell_visibility, wait=wait, wake=self.wake
@@ -229,7 +235,7 @@ class Agent:
             return False
 
     def _wait(self, seconds: float) -> None:
-        self._ctx.clock.wait(min(seconds, _TICK), self.wake)
+        self._ctx.clock.wait(min(seconds, self._tick), self.wake)
 
     # --- Attempts -----------------------------------------------------------------------------
 
@@ -240,7 +246,7 @@ class Agent:
 
     def _refusal(self, spec: Spec) -> str | None:
         """Tell why a task cannot run on this machine, None where it can."""
-        if not self._ctx.runtimes:
+        if not self._ctx.settings.allow_process:
             return "no runtime is allowed here: set allow_process, or use local engines"
         if self._ctx.launcher is None and any(command.mpi for command in spec.commands):
             return "a step asks for MPI, and no mpirun was found: install MPICH"

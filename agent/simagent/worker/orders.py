@@ -1,5 +1,6 @@
 """What reaches a running attempt from outside, and ends or interrupts it."""
 
+from simagent.domain.reasons import Reason
 from simagent.domain.state import Kill
 from simagent.ports.clock import Wake
 
@@ -8,18 +9,22 @@ class Interrupted(Exception):
     """An attempt does not go on here. ``rank`` tells which order outweighs which."""
 
     rank = 0
+    reason = Reason.AGENT_ERROR
+    """Why a step is told to end for it."""
 
 
 class Partitioned(Interrupted):
     """The store was unreachable for longer than the task may go on without it."""
 
     rank = 1
+    reason = Reason.PARTITIONED
 
 
 class Preempted(Interrupted):
     """The machine goes away: the task is given back."""
 
     rank = 2
+    reason = Reason.PREEMPTED
 
 
 class Detached(Interrupted):
@@ -32,6 +37,7 @@ class LeaseLost(Interrupted):
     """Another holds the task: whatever runs here is ended and nothing is reported."""
 
     rank = 4
+    reason = Reason.AGENT_LOST
 
 
 class Orders:

@@ -46,7 +46,7 @@ def publish(
             extras,
             epoch=entry.epoch,
             threads=ctx.settings.pack_threads,
-            retry=holding.persist,
+            retry=holding.retry,
             clock=ctx.clock,
         )
     except (OSError, StoreError) as error:

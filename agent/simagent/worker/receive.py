@@ -36,14 +36,14 @@ class Gone:
 class Hide:
     """Nothing to do now: look again after some seconds.
 
-    ``refused`` where this agent cannot run the task; ``free`` where nobody holds it alive, so
-    that another agent may take it.
+    ``refused`` where this agent cannot run the task; ``lost`` where its holder is dead, so that
+    another agent may take it.
     """
 
     seconds: float
     why: str
     refused: bool = False
-    free: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ def poison_of(state: State) -> str:
 class _Suspicion:
     judged: Judged
     since: float
+    last: float
     failures: int
     receipt: str | None
 
@@ -90,9 +91,11 @@ class Sign(Enum):
 class Suspects:
     """Held tasks whose holders are watched for signs of life.
 
-    A holder is dead when this observer has itself read the same epoch, incarnation and beat
-    twice, at least a TTL apart on its own boot-time clock, every store call between having been
-    answered. No clocks of two machines are compared.
+    A holder is dead when this observer has itself read the same epoch, incarnation and beat for
+    at least a TTL on its own boot-time clock, every store call between having been answered. It
+    reads again every `renew_every`, and begins anew after a longer pause: an outage, or a sleep of
+    this machine, that nobody noticed would look like silence. No clocks of two machines are
+    compared.
     """
 
     def __init__(self, ledger: Ledger, clock: Clock, times: Times) -> None:
@@ -107,15 +110,18 @@ class Suspects:
         ``asked`` is when the reading began: a slow answer proves no longer silence.
         """
         seen = self._seen.get(task)
-        if seen is not None and seen.judged != judged:
-            del self._seen[task]
-            return Sign.ALIVE
-        if seen is None or seen.failures != self._ledger.failures:
-            now = self._clock.now()
-            self._seen[task] = _Suspicion(judged, now, self._ledger.failures, receipt)
+        now = self._clock.now()
+        if seen is None:
+            self._seen[task] = _Suspicion(judged, now, now, self._ledger.failures, receipt)
             log.info(Event.TASK_SUSPECTED, task=task.id, epoch=judged.epoch)
             return Sign.SILENT
-        seen.receipt = receipt or seen.receipt
+        if seen.judged != judged:
+            del self._seen[task]
+            return Sign.ALIVE
+        gap = asked - seen.last > 2 * self._times.renew_every
+        seen.last, seen.receipt = now, receipt or seen.receipt
+        if gap or seen.failures != self._ledger.failures:
+            seen.since, seen.failures = now, self._ledger.failures
         return Sign.DEAD if asked - seen.since >= self._times.lease_ttl else Sign.SILENT
 
     def forget(self, task: TaskKeys) -> None:
@@ -128,7 +134,7 @@ class Suspects:
         return [
             (task, seen.receipt)
             for task, seen in self._seen.items()
-            if now - seen.since >= self._times.suspect
+            if now - seen.last >= self._times.renew_every
         ]
 
 
@@ -153,7 +159,7 @@ class Judge:
             return self._settled(task, Gone())
         except TooNewError as error:
             return self._settled(
-                task, self._refused(f"{Reason.AGENT_TOO_OLD}: {error}", free=False)
+                task, self._refused(f"{Reason.AGENT_TOO_OLD}: {error}", lost=False)
             )
         if state.terminal:
             return self._settled(task, Gone(poison_of(state)))
@@ -175,7 +181,7 @@ class Judge:
         try:
             spec = self._ledger.spec(task, sha256_=state.spec_sha256)
         except TooNewError as error:
-            return self._refused(f"{Reason.AGENT_TOO_OLD}: {error}")
+            return self._refused(f"{Reason.AGENT_TOO_OLD}: {error}", lost=lost)
         except CorruptError as error:
             message = str(error)
             return Close(
@@ -187,12 +193,12 @@ class Judge:
             return Close(lambda s: mutations.close(s, judged=judged, spec=spec, at=wall))
         refusal = next(unsupported(spec), None) or self._can_run(spec)
         if refusal is not None:
-            return self._refused(refusal)
+            return self._refused(refusal, lost=lost)
         return Claim(state, spec, lost)
 
-    def _refused(self, why: str, *, free: bool = True) -> Hide:
+    def _refused(self, why: str, *, lost: bool) -> Hide:
         seconds = self._times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
-        return Hide(seconds, why, refused=True, free=free)
+        return Hide(seconds, why, refused=True, lost=lost)
 
     def _settled(self, task: TaskKeys, verdict: Verdict) -> Verdict:
         self.suspects.forget(task)

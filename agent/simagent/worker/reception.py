@@ -53,15 +53,18 @@ class Reception:
         except CorruptError as error:
             self._reject(message, str(error))
 
-    def reconsider(self, task: TaskKeys, receipt: str | None) -> None:
-        """Judge a task again that is watched, or wanted. Raises StoreError, QueueError."""
+    def reconsider(self, task: TaskKeys, receipt: str | None, *, free: bool = True) -> None:
+        """Judge a task again that is watched, or wanted; claim only where ``free``.
+
+        Raises StoreError, QueueError.
+        """
         try:
-            self.consider(task, receipt)
+            self.consider(task, receipt, free=free)
         except CorruptError as error:
             self._judge.suspects.forget(task)
             log.warning(Event.TASK_REFUSED, task=task.id, reason=str(error))
 
-    def consider(self, task: TaskKeys, receipt: str | None) -> None:
+    def consider(self, task: TaskKeys, receipt: str | None, *, free: bool = True) -> None:
         """Judge a task and act. Raises StoreError, QueueError, `CorruptError`."""
         verdict = self._judge.judge(task, receipt)
         match verdict:
@@ -69,12 +72,16 @@ class Reception:
                 self._dismiss(task, receipt, poison)
             case Hide(refused=True):
                 self._refuse(task, receipt, verdict.seconds, verdict.why)
+                if verdict.lost and receipt is None:
+                    self._call_others(task, None)
             case Hide():
                 self._hide(receipt, verdict.seconds)
             case Close(change=change):
                 self._close(task, change, receipt)
-            case Claim():
+            case Claim() if free:
                 self._claim(task, verdict, receipt)
+            case Claim(lost=True):
+                self._call_others(task, receipt)
 
     def _close(self, task: TaskKeys, change: Callable[[State], State], receipt: str | None) -> None:
         try:
@@ -95,6 +102,16 @@ class Reception:
             return
         if claimed is not None:
             self._start(*claimed, verdict.spec)
+
+    def _call_others(self, task: TaskKeys, receipt: str | None) -> None:
+        """Let the bell be heard of a task whose holder is dead, and that is not taken here.
+
+        The verdict is used up with this: who only met it in a sweep would not come to it again.
+        """
+        if receipt is None:
+            self._ctx.queue.send(bell.encode(task))
+        else:
+            self._ctx.queue.hide(receipt, 0.0)
 
     def _a_while(self) -> float:
         return self._ctx.times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter

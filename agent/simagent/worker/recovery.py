@@ -1,5 +1,8 @@
 """RESTART: read the journals of the last incarnation and go on where it stopped."""
 
+import os
+from pathlib import Path
+
 import structlog
 
 from simagent.domain.events import Event
@@ -8,12 +11,12 @@ from simagent.domain.spec import Spec
 from simagent.domain.state import State
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import QueueError
-from simagent.ports.runtime import StepPlan
+from simagent.ports.runtime import RuntimeFailedError, StepPlan
 from simagent.ports.store import NotFoundError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.claim import settle_intent
 from simagent.worker.context import Context
-from simagent.worker.journal import Journal
+from simagent.worker.journal import Journal, steps_folder
 
 _GRACE = 5.0
 _WAIT = 20.0
@@ -27,6 +30,10 @@ def recover(ctx: Context, journal: Journal) -> tuple[State, Spec] | None:
     Raises StoreError while its fate cannot be known; nothing was changed then.
     """
     entry = journal.entry
+    if entry.agent != ctx.identity.agent:  # the disk of another machine was cloned
+        stop_leftovers(ctx, journal.folder)
+        ctx.journals.set_aside(journal.folder, f"it is of another agent, {entry.agent}")
+        return None
     try:
         state = settle_intent(ctx, journal)
         if state is not None:
@@ -35,7 +42,7 @@ def recover(ctx: Context, journal: Journal) -> tuple[State, Spec] | None:
             return state, spec
         _clean_up(ctx, journal)
     except (CorruptError, TooNewError) as error:
-        stop_leftovers(ctx, journal)
+        stop_leftovers(ctx, journal.folder)
         ctx.journals.set_aside(journal.folder, str(error))
     return None
 
@@ -43,7 +50,7 @@ def recover(ctx: Context, journal: Journal) -> tuple[State, Spec] | None:
 def _clean_up(ctx: Context, journal: Journal) -> None:
     """Deal with an attempt that is no longer, or never was, this agent's."""
     entry = journal.entry
-    stop_leftovers(ctx, journal)
+    stop_leftovers(ctx, journal.folder)
     try:
         state = ctx.ledger.state(entry.keys)
     except NotFoundError:
@@ -62,23 +69,20 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
         journal.remove()  # an intent that was never applied, or nothing was begun
 
 
-def stop_leftovers(ctx: Context, journal: Journal) -> None:
-    """End what an attempt still runs on this machine."""
-    for number in range(_steps_begun(journal)):
+def stop_leftovers(ctx: Context, folder: Path) -> None:
+    """End what an attempt still runs on this machine, by its folder alone."""
+    steps = steps_folder(folder)
+    for number in range(len(list(steps.glob("step-*.json")))):
+        nothing = Path(os.devnull)
         plan = StepPlan(
-            folder=journal.steps,
-            number=number,
-            argv=(),
-            cwd=journal.artifacts,
-            stdout=journal.logs / "stdout",
-            stderr=journal.logs / "stderr",
+            folder=steps, number=number, argv=(), cwd=folder, stdout=nothing, stderr=nothing
         )
         for runtime in ctx.runtimes.values():
-            step = runtime.attach(plan)
+            try:
+                step = runtime.attach(plan)
+            except RuntimeFailedError as error:
+                log.warning("leftovers not found", folder=str(folder), error=str(error))
+                continue
             if step is not None and step.wait(0.0) is None:
                 step.stop(_GRACE)
                 step.wait(_WAIT)
-
-
-def _steps_begun(journal: Journal) -> int:
-    return len(list(journal.steps.glob("step-*.json"))) if journal.steps.exists() else 0

@@ -3,8 +3,8 @@
 import math
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import structlog
 
@@ -23,7 +23,7 @@ from simagent.ports.runtime import (
 )
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
-from simagent.worker.orders import Detached, LeaseLost, Orders
+from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
 
 _STOP_MARGIN = 15.0
 _LOST_GRACE = 5.0
@@ -60,6 +60,7 @@ class StepRunner:
         self._orders = orders
         self._runtime = runtime
         self._step: Step | None = None
+        self._stopping: Reason | None = None
         self.records: tuple[StepRecord, ...] = ()
 
     def pids(self) -> list[int]:
@@ -75,88 +76,101 @@ class StepRunner:
         """
         entry = self._journal.entry
         if entry.steps_started is None:
-            self._journal.write(steps_started=self._ctx.clock.now())
+            started = self._ctx.clock.now()
+            self._journal.write(steps_started=started, boot_id=self._ctx.identity.boot_id)
         elif entry.boot_id != self._ctx.identity.boot_id:
             raise StepLostError(Reason.SHIM_LOST, "the machine was rebooted while the steps ran")
         for number, command in enumerate(self._spec.commands):
-            ending = self._before() or self._run(number, command)
+            ending = self._run(number, command)
             if ending is not None:
                 return ending
         return Ending(Status.SUCCEEDED)
 
-    def _before(self) -> Ending | None:
-        self._orders.check()
-        if self._orders.kill is not None:
-            return self._stopped()
-        if self._time_left() == 0.0:
-            return self._timed_out()
-        return None
-
     def _run(self, number: int, command: Command) -> Ending | None:
         try:
             plan = self._plan(number, command)
-            self._step = self._runtime.start(plan)
+            # What already runs has to be ended, whatever orders have come: only then look at them.
+            step = self._runtime.attach(plan)
+            if step is None:
+                ending = self._before()
+                if ending is not None:
+                    return ending
+                step = self._runtime.start(plan)
         except LaunchError as error:
             return Ending(Status.FAILED, Reason.MPI_UNAVAILABLE, f"commands[{number}]: {error}")
         except RuntimeFailedError as error:
             if error.reason is Reason.AGENT_ERROR:
                 raise StepLostError(error.reason, f"commands[{number}]: {error}") from error
             return Ending(Status.FAILED, error.reason, f"commands[{number}]: {error}")
-        task, epoch = self._journal.entry.task, self._journal.entry.epoch
-        log.info(Event.STEP_STARTED, task=task, epoch=epoch, step=number, argv=plan.argv)
+        self._log(Event.STEP_STARTED, step=number, argv=plan.argv)
+        self._step = step
         try:
-            exit_, asked = self._wait(self._step)
+            exit_ = self._wait(step)
         finally:
             self._step = None
         self._record(number, plan, exit_)
-        log.info(
+        self._log(
             Event.STEP_ENDED,
-            task=task,
-            epoch=epoch,
             step=number,
             exit_code=exit_.exit_code,
             signal=exit_.signal,
             seconds=round(exit_.seconds, 3),
         )
-        return self._judge(number, plan, exit_, asked)
+        return self._judge(number, plan, exit_)
 
-    def _wait(self, step: Step) -> tuple[StepExit, Callable[[], Ending] | None]:
-        """Wait for the step's end, obeying orders; also tell what it was asked to end for."""
-        asked: Callable[[], Ending] | None = None
+    def _before(self) -> Ending | None:
+        self._orders.check()
+        if self._orders.kill is not None:
+            return self._killed()
+        if self._time_left() == 0.0:
+            return self._timed_out()
+        return None
+
+    def _wait(self, step: Step) -> StepExit:
+        """Wait for the step's end, obeying orders."""
+        stopped = False
         while True:
-            timeout = None if asked is not None else self._time_left()
-            exit_ = step.wait(timeout, self._orders.wake)
+            exit_ = step.wait(None if stopped else self._time_left(), self._orders.wake)
             if exit_ is not None:
-                return exit_, asked
+                return exit_
             self._orders.wake.clear()
             if self._orders.interrupted is not None:
-                self._leave(step)
-            if asked is not None:
+                self._leave(step, self._orders.interrupted)
+            if stopped:
                 continue
             if self._orders.kill is not None:
-                asked = self._stopped
-                self._stop(step, self._grace(), "killed")
+                self._stop(step, self._grace(), Reason.KILLED)
+                stopped = True
             elif self._time_left() == 0.0:
-                asked = self._timed_out
-                self._stop(step, self._spec.grace, "time limit")
+                self._stop(step, self._spec.grace, Reason.TIME_LIMIT)
+                stopped = True
 
-    def _leave(self, step: Step) -> None:
-        order = self._orders.interrupted
-        assert order is not None
+    def _leave(self, step: Step, order: Interrupted) -> NoReturn:
         if isinstance(order, Detached):
             raise order
-        grace = _LOST_GRACE if isinstance(order, LeaseLost) else self._spec.grace
-        self._stop(step, min(grace, self._spec.grace), type(order).__name__)
+        grace = self._spec.grace
+        if isinstance(order, LeaseLost):
+            grace = min(grace, _LOST_GRACE)
+        self._stop(step, grace, order.reason)
         deadline = self._ctx.clock.now() + grace + _STOP_MARGIN
         while (left := deadline - self._ctx.clock.now()) > 0:
             if step.wait(left) is not None:
                 break
         raise order
 
-    def _stop(self, step: Step, grace: float, why: str) -> None:
-        entry = self._journal.entry
-        log.info(Event.TASK_STOPPING, task=entry.task, epoch=entry.epoch, why=why)
+    def _stop(self, step: Step, grace: float, why: Reason) -> None:
+        """Tell the step to end; first write down why, for an agent that only sees it ended."""
+        self._stopping = why
+        try:
+            self._journal.write(stopping=why)
+        except OSError as error:
+            log.warning("not written down", task=self._journal.entry.task, error=str(error))
+        self._log(Event.TASK_STOPPING, why=why.value)
         step.stop(grace)
+
+    def _log(self, event: Event, **fields: object) -> None:
+        entry = self._journal.entry
+        log.info(event, task=entry.task, epoch=entry.epoch, **fields)
 
     def _grace(self) -> float:
         kill = self._orders.kill
@@ -169,21 +183,26 @@ class StepRunner:
         assert started is not None
         return max(0.0, started + self._spec.time_limit - self._ctx.clock.now())
 
-    def _stopped(self) -> Ending:
-        assert self._orders.kill is not None
-        return Ending(Status.KILLED, Reason.KILLED, f"killed by {self._orders.kill.by}")
+    def _killed(self) -> Ending:
+        by = self._orders.kill.by if self._orders.kill is not None else "somebody"
+        return Ending(Status.KILLED, Reason.KILLED, f"killed by {by}")
 
     def _timed_out(self) -> Ending:
         limit = self._spec.time_limit
         return Ending(Status.TIMED_OUT, Reason.TIME_LIMIT, f"time_limit of {limit:g} s reached")
 
-    def _judge(
-        self, number: int, plan: StepPlan, exit_: StepExit, asked: Callable[[], Ending] | None
-    ) -> Ending | None:
-        if asked is not None and exit_.stopped:
-            return asked()
+    def _judge(self, number: int, plan: StepPlan, exit_: StepExit) -> Ending | None:
         if exit_.reason in (Reason.SHIM_LOST, Reason.ORPHANED):
             raise StepLostError(exit_.reason, exit_.message)
+        if exit_.stopped:
+            match self._stopping or self._journal.entry.stopping:
+                case Reason.KILLED:
+                    return self._killed()
+                case Reason.TIME_LIMIT:
+                    return self._timed_out()
+                case why:
+                    # Told to end for a reason of the agent's, which did not live to act on it.
+                    raise StepLostError(why or Reason.AGENT_ERROR, "the step was told to end")
         where = f"commands[{number}] ({plan.argv[0]})"
         if exit_.reason is not None:
             return Ending(Status.FAILED, exit_.reason, f"{where}: {exit_.message}")

@@ -21,6 +21,7 @@ from simagent.ports.store import NotFoundError, PreconditionError
 from simagent.worker.receive import Claim, Close, Hide, Judge
 
 _BATCH = 200
+_MOST_PATIENCE = 4
 
 log = structlog.get_logger()
 
@@ -166,7 +167,7 @@ class Sweeper:
                 self._ledger.change(task, change)
                 swept.closed += 1
                 self._tidy(task, swept)
-            case Claim() | Hide(free=True):
+            case Claim() | Hide(lost=True):
                 self._queue.send(bell.encode(task))
                 swept.rung += 1
             case _:
@@ -187,7 +188,11 @@ class Sweeper:
     def _ring_if_old(self, task: TaskKeys, state: State, swept: Swept) -> None:
         wall = self._clock.wall()
         age = max(wall - (state.bell_at or 0.0), self._quiet_for(task, state.bell_at))
-        if age < self._times.ring_after:
+        # A task that waits long was rung before: each time it is left alone for twice as long.
+        queued = max([state.submitted_at, *(a.ended or 0.0 for a in state.attempts)])
+        waited = (state.bell_at or 0.0) - queued
+        longest = _MOST_PATIENCE * self._times.ring_after
+        if age < max(self._times.ring_after, min(waited, longest)):
             return
         self._ledger.change(task, partial(mutations.ring, judged=state.judged, bell_at=wall))
         self._queue.send(bell.encode(task))
