@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,11 +26,11 @@ _CHUNK = 256 << 10
 _PIECE = 1 << 20
 _MAX_TARGET = 4096
 _MAX_NAME = 255
-_MAX_DEPTH = 100
+_MAX_DEPTH = 1000
 
 
 class Limits(NamedTuple):
-    """How much an archive may unpack to: bytes, members, and bytes per packed byte.
+    """How much an archive may unpack to: bytes, files and folders, and bytes per packed byte.
 
     The ratio counts only for archives that unpack to more than ``ratio_from`` bytes.
     """
@@ -129,7 +130,7 @@ def check(directory: Directory, limits: Limits) -> None:
         _check_kind(entry)
         total += entry.size
         packed += entry.packed
-    _check_folders(directory, files, folders)
+    _check_folders(files, folders, limits.max_files)
     if total > limits.max_bytes:
         raise ZipError(f"it unpacks to {total} bytes, more than the {limits.max_bytes} allowed")
     if total > limits.ratio_from and total > limits.max_ratio * max(packed, 1):
@@ -137,23 +138,24 @@ def check(directory: Directory, limits: Limits) -> None:
     _check_overlap(directory)
 
 
-def _check_folders(directory: Directory, files: set[str], folders: set[str]) -> None:
-    """Refuse what is both a folder and something else. Raises `ZipError`.
+def _check_folders(files: set[str], folders: set[str], most: int) -> None:
+    """Count the folders, also those that are only gone through: a small archive can name many.
 
-    The folders that paths go through are not kept: a small archive can name very many.
+    Raises `ZipError` where they and the files are more than ``most``, and where something is both
+    a folder and something else. In this order, all that is in a folder comes right after it.
     """
-    fight = next(iter(files & folders), None)
-    seen = ""
-    for entry in directory.entries:
-        path = plain_path(entry).rpartition("/")[0]
-        if path == seen:
-            continue
-        seen = path
-        while path and fight is None:
-            fight = path if path in files else None
-            path = path.rpartition("/")[0]
-    if fight is not None:
-        raise ZipError(f"{fight!r} is in it both as a folder and as something else")
+    if fight := files & folders:
+        raise ZipError(f"{min(fight)!r} is in it both as a folder and as something else")
+    count, last, above = len(files), "", list[str]()
+    for path in sorted(files | folders, key=lambda path: path.replace("/", "\0")):
+        if last in files and path.startswith(last + "/"):
+            raise ZipError(f"{last!r} is in it both as a folder and as something else")
+        through = path.split("/") if path in folders else path.split("/")[:-1]
+        pairs = zip(through, above, strict=False)
+        count += len(through) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if count > most:
+            raise ZipError(f"it unpacks to more than the {most} files and folders allowed")
+        last, above = path, through
 
 
 def _check_overlap(directory: Directory) -> None:
