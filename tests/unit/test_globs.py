@@ -55,6 +55,26 @@ def test_no_match(pattern: str, path: str) -> None:
     assert not Globs([pattern]).match(path)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "folder", "may"),
+    [
+        ("**", "a", True),
+        ("**/x", "a/b", True),
+        ("*.csv", "a", False),
+        ("a/*.csv", "a", True),
+        ("a/*.csv", "a/b", False),
+        ("a/**/c", "a", True),
+        ("a/**/c", "b", False),
+        ("a", "a", True),
+        ("a", "a/b/c", True),
+        ("a/b/c", "a", True),
+        ("*/b", "a", True),
+    ],
+)
+def test_what_may_lie_in_a_folder(pattern: str, folder: str, may: bool) -> None:
+    assert Globs([pattern]).match_beneath(folder) is may
+
+
 def test_no_pattern_matches_nothing() -> None:
     assert not Globs([]).match("a")
 

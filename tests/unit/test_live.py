@@ -107,7 +107,9 @@ class Served:
         self.root.mkdir()
         self.store = MemoryStore()
         self.clock = FakeClock()
-        self.live = LiveFiles(self.store, self.clock, task=TASK, epoch=1, root=self.root)
+        self.live = LiveFiles(
+            self.store, self.clock, task=TASK, epoch=1, root=folder, beneath=self.root.name
+        )
         self._number = 0
 
     def put(self, request: Request | bytes) -> str:
@@ -273,6 +275,15 @@ def test_links_that_stay_in_the_folder_are_followed(served: Served, path: str) -
     (root / "far").symlink_to("folder/../sub/./in.txt")
     (root / "whole").symlink_to(root / "sub" / "in.txt")
     assert served.read(path) == (served.read("sub/in.txt")[0], b"inside")
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    served.root.rmdir()
+    served.root.symlink_to("outside")
+    assert served.read("secret")[0].error == "missing"
+    assert served.ask(Request(op="list", path=""))[0].error == "missing"
 
 
 def test_a_writer_that_puts_links_in_place_of_files_gets_nothing_shown(served: Served) -> None:

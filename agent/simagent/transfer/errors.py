@@ -25,3 +25,7 @@ class InputRejectedError(InputError):
 
 class OutputChangedError(Exception):
     """An output does not have the checksum that its manifest tells."""
+
+
+class TooManyOutputsError(OSError):
+    """A folder cannot be published: there is more in it than a manifest may list."""

@@ -52,6 +52,29 @@ def _match(parts: Sequence[_Part], names: Sequence[str]) -> bool:
     return all(test is None for test in parts[part:])
 
 
+def _leads_on(parts: Sequence[_Part], names: Sequence[str]) -> bool:
+    """Tell whether some path that begins with these components, and goes on, matches."""
+    at = _with_stars(parts, {0})
+    for name in names:
+        reached = set()
+        for number in at - {len(parts)}:
+            test = parts[number]
+            if test is None:
+                reached.add(number)
+            elif test(name):
+                reached.add(number + 1)
+        at = _with_stars(parts, reached)
+    return any(number < len(parts) for number in at)
+
+
+def _with_stars(parts: Sequence[_Part], at: set[int]) -> set[int]:
+    """Add what is reached where a ``**`` stands for no component at all."""
+    for number, test in enumerate(parts):
+        if number in at and test is None:
+            at.add(number + 1)
+    return at
+
+
 def _never(_name: str) -> bool:
     return False
 
@@ -69,3 +92,8 @@ class Globs:
             return True
         names = path.split("/")
         return any(_match(parts, names) for parts in self._patterns)
+
+    def match_beneath(self, path: str) -> bool:
+        """Tell whether any pattern matches something that may lie in the folder of that path."""
+        names = path.split("/")
+        return any(_leads_on(parts, names) for parts in self._patterns)

@@ -1,7 +1,8 @@
 """The manifest: what an attempt's outputs are, with their checksums. Written last."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 FORMAT = 1
 
@@ -59,28 +60,33 @@ class Manifest:
 
     def dump(self) -> bytes:
         """Give its JSON. Bytes of names that are no UTF-8 are written as lone surrogates."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        # Made into plain types while it is written, not before: there may be a million files.
+        return json.dumps(_plain(self), separators=(",", ":"), default=_plain).encode()
 
     @classmethod
     def load(cls, data: bytes) -> "Manifest":
         """Read its JSON. Raises `ManifestError`."""
         try:
-            fields = json.loads(data)
-            if fields["format"] > FORMAT:
-                raise ManifestError(f"it has format {fields['format']}, newer than {FORMAT}")
+            loaded = json.loads(data)
+            if loaded["format"] > FORMAT:
+                raise ManifestError(f"it has format {loaded['format']}, newer than {FORMAT}")
             return cls(
-                epoch=fields["epoch"],
+                epoch=loaded["epoch"],
                 files=tuple(
                     File(f["path"], f["size"], f["mode"], f["mtime"], f["sha256"])
-                    for f in fields["files"]
+                    for f in loaded["files"]
                 ),
-                links=tuple(Link(link["path"]) for link in fields["links"]),
-                folders=tuple(fields["folders"]),
-                skipped=tuple(Skipped(s["path"], s["why"]) for s in fields["skipped"]),
-                changed=tuple(Skipped(s["path"], s["why"]) for s in fields["changed"]),
-                archive=ArchiveRef(fields["archive"]["size"], fields["archive"]["sha256"]),
+                links=tuple(Link(link["path"]) for link in loaded["links"]),
+                folders=tuple(loaded["folders"]),
+                skipped=tuple(Skipped(s["path"], s["why"]) for s in loaded["skipped"]),
+                changed=tuple(Skipped(s["path"], s["why"]) for s in loaded["changed"]),
+                archive=ArchiveRef(loaded["archive"]["size"], loaded["archive"]["sha256"]),
             )
         except (KeyError, TypeError) as error:
             raise ManifestError(f"a field is missing or wrong: {error}") from error
         except json.JSONDecodeError as error:
             raise ManifestError(str(error)) from error
+
+
+def _plain(item: Any) -> dict[str, object]:
+    return {field.name: getattr(item, field.name) for field in fields(item)}

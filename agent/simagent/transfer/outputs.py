@@ -16,7 +16,8 @@ from simagent.ports.clock import Clock
 from simagent.ports.retry import Retry
 from simagent.ports.store import NotFoundError, Store, StoreUnavailableError
 from simagent.transfer.archive import Archive
-from simagent.transfer.batch import Member
+from simagent.transfer.batch import UNREADABLE, Member
+from simagent.transfer.errors import TooManyOutputsError
 from simagent.transfer.globs import Globs
 from simagent.transfer.manifest import (
     ArchiveRef,
@@ -26,7 +27,10 @@ from simagent.transfer.manifest import (
     ManifestError,
     Skipped,
 )
-from simagent.transfer.tree import scan
+from simagent.transfer.tree import UNLISTED, scan
+
+MAX_OUTPUTS = 1_000_000
+"""Each takes about a kilobyte of memory while it is published."""
 
 _FORMAT = 1
 _PACKED = frozenset({"file", "folder", "link"})
@@ -74,15 +78,15 @@ def _as_mark(size: int, mtime: int, ctime: int, inode: int) -> Mark:
 EMPTY = Snapshot({})
 
 
-def snapshot(root: Path) -> Snapshot:
+def snapshot(root: Path, beneath: str = "") -> Snapshot:
     """Note what a folder contains, before the first step.
 
-    Returns once the clock that stamps files has moved on, so that even a change made at once is
-    seen.
+    It lies ``beneath`` the root: no link on the way from there is followed. Returns once the clock
+    that stamps files has moved on, so that even a change made at once is seen. Raises OSError.
     """
     marks = {
         found.path: _mark(found.status)
-        for found in scan(root)
+        for found in scan(root, beneath)
         if found.kind != "folder" or found.empty
     }
     newest = max((mark[2] for mark in marks.values()), default=0)
@@ -94,7 +98,7 @@ def snapshot(root: Path) -> Snapshot:
 
 
 class Selection(NamedTuple):
-    """What to publish, and what is left out because it can be no member of an archive."""
+    """What to publish, and what is left out: it can be no member of an archive, or be read."""
 
     members: list[Member]
     skipped: list[Skipped]
@@ -105,26 +109,42 @@ class Selection(NamedTuple):
         return sum(member.size for member in self.members)
 
 
-def select(root: Path, before: Snapshot, outputs: Outputs) -> Selection:
-    """Find what the run made or changed, as far as the spec asks for it.
+def select(
+    root: Path,
+    before: Snapshot,
+    outputs: Outputs,
+    *,
+    beneath: str = "",
+    most: int = MAX_OUTPUTS,
+) -> Selection:
+    """Find what the run made or changed in a folder, as far as the spec asks for it.
 
-    Links are taken as links, folders only where they are empty.
+    The folder lies ``beneath`` the root: no link on the way from there is followed. Links in it
+    are taken as links, folders only where they are empty; what this user owns and may not read is
+    made readable. Raises OSError, `TooManyOutputsError` where there are more than ``most``.
     """
     include, exclude = Globs(outputs.include), Globs(outputs.exclude)
     marks = EMPTY.marks if outputs.unchanged_inputs else before.marks
     members: list[Member] = []
     skipped: list[Skipped] = []
     folder = str(root)
-    for path, kind, status, empty in scan(root):
+    prefix = beneath + "/" if beneath else ""
+    for path, kind, status, empty in scan(root, beneath, mend=True):
         if kind == "folder" and not empty:
             continue
         if path in marks and marks[path] == _mark(status):
             continue
-        if not include.match(path) or exclude.match(path):
+        wanted = include.match_beneath if kind == UNLISTED else include.match
+        if not wanted(path) or exclude.match(path):
             continue
+        if len(members) + len(skipped) == most:
+            raise TooManyOutputsError(
+                f"there are more than {most} outputs: pack them, as with tar, by the last command, "
+                "or leave some out by outputs.exclude"
+            )
         if kind in _PACKED:
             size = status.st_size if kind == "file" else 0
-            members.append(Member(path, folder, path, kind, size))
+            members.append(Member(path, folder, prefix + path, kind, size))
         else:
             skipped.append(Skipped(path, kind))
     return Selection(members, skipped)
@@ -134,12 +154,14 @@ def select(root: Path, before: Snapshot, outputs: Outputs) -> Selection:
 class Uploaded:
     """Published outputs.
 
-    ``changed`` tells what could not be packed as it was when selected. Times are in seconds;
-    both are 0 where an earlier try had published everything already.
+    ``changed`` tells what could not be packed as it was when selected, ``unread`` which files and
+    folders are not in it because they could not be read. Times are in seconds; both are 0 where
+    an earlier try had published everything already.
     """
 
     output: Output
     changed: tuple[Skipped, ...]
+    unread: tuple[Skipped, ...]
     upload_seconds: float = 0.0
     verify_seconds: float = 0.0
 
@@ -178,6 +200,7 @@ def upload_outputs(
     return Uploaded(
         output=_output(manifest, data, keys),
         changed=manifest.changed,
+        unread=_unread(manifest),
         upload_seconds=upload_seconds,
         verify_seconds=max(0.0, clock.now() - started - upload_seconds),
     )
@@ -192,7 +215,15 @@ def _published(store: Store, keys: AttemptKeys, epoch: int) -> Uploaded | None:
         return None
     if manifest.epoch != epoch or archive.size != manifest.archive.size:
         return None
-    return Uploaded(output=_output(manifest, data, keys), changed=manifest.changed)
+    return Uploaded(
+        output=_output(manifest, data, keys), changed=manifest.changed, unread=_unread(manifest)
+    )
+
+
+def _unread(manifest: Manifest) -> tuple[Skipped, ...]:
+    folders = [item for item in manifest.skipped if item.why == UNLISTED]
+    files = [item for item in manifest.changed if item.why.startswith(UNREADABLE)]
+    return (*folders, *files)
 
 
 def _extras(selection: Selection, extras: Mapping[str, Path]) -> Iterator[Member]:

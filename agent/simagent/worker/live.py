@@ -46,17 +46,25 @@ log = structlog.get_logger()
 class LiveFiles:
     """Answers the requests beside one task. For one thread.
 
+    The files lie in the folder ``beneath`` the root: no link on the way from there is followed.
     Times of requests are this agent's: whatever it has seen for a minute was left by a client that
     died, and is removed.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, *, task: TaskKeys, epoch: int, root: Path
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        task: TaskKeys,
+        epoch: int,
+        root: Path,
+        beneath: str = "",
     ) -> None:
         self._store = store
         self._clock = clock
         self._task = task
-        self._files = _Files(root, epoch)
+        self._files = _Files(root, beneath, epoch)
         self._epoch = epoch
         self._seen: dict[str, float] = {}
 
@@ -123,8 +131,10 @@ class _RefusedError(Exception):
 class _Files:
     """The files of an attempt. Methods raise OSError and `_RefusedError`."""
 
-    def __init__(self, root: Path, epoch: int) -> None:
+    def __init__(self, root: Path, beneath: str, epoch: int) -> None:
         self._root = os.path.realpath(root)
+        self._beneath = beneath
+        self._inside = os.path.join(self._root, beneath, "")
         self._epoch = epoch
 
     def look(self, request: Request) -> tuple[Answer, bytes]:
@@ -133,7 +143,7 @@ class _Files:
             path = task_path(request.path)
         except ValueError as error:
             raise _RefusedError(str(error)) from None
-        with Tree(self._root) as tree:
+        with Tree(self._root, self._beneath) as tree:
             path = self._resolve(tree, path)
             if request.op == "list":
                 return self._list(tree, path), b""
@@ -162,10 +172,9 @@ class _Files:
                 raise _RefusedError("too many symbolic links")
             target = os.readlink(name, dir_fd=folder)
             if target.startswith("/"):
-                inside = f"{self._root}/"
-                if not target.startswith(inside):
+                if not target.startswith(self._inside):
                     raise _RefusedError("a symbolic link leads out of the task's folder")
-                at, target = [], target.removeprefix(inside)
+                at, target = [], target.removeprefix(self._inside)
             todo += target.split("/")[::-1]
         return "/".join(at)
 
