@@ -16,7 +16,8 @@ from simagent.config import Config, load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
-from simagent.wiring import open_agent, open_client
+from simagent.wiring import open_agent, open_client, open_context
+from simagent.worker.context import Context
 from simagent.worker.identity import alone_on
 from simagent.worker.loop import Agent
 
@@ -39,8 +40,9 @@ TIMES = {
 class Rig:
     """Everything beneath one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **times: float) -> None:
         self.folder = folder
+        self._times = TIMES | times
         self.client: Client = open_client(self.config())
 
     def config(self, name: str = "state") -> Config:
@@ -49,7 +51,7 @@ class Rig:
             state_dir=self.folder / name,
             queue=f"sqlite://{self.folder}/queue.db",
             store=f"file://{self.folder}/store",
-            times=TIMES,
+            times=self._times,
             sample_every=1.0,
         )
 
@@ -58,11 +60,25 @@ class Rig:
         return self.client.submit(spec, base=self.folder)
 
     @contextmanager
-    def agent(self, name: str = "state", *, until_empty: bool = False) -> Iterator[Agent]:
-        """Run an agent in a thread; at the end it is detached, which must work at once."""
+    def agent(
+        self,
+        name: str = "state",
+        *,
+        until_empty: bool = False,
+        change: Callable[[Context], Context] | None = None,
+        **fields: object,
+    ) -> Iterator[Agent]:
+        """Run an agent in a thread; at the end it is drained, or what the test asked for before.
+
+        ``change`` may replace some of what it works with; ``fields`` are of its configuration.
+        """
         held = ExitStack()
-        held.enter_context(alone_on(self.config(name).state_dir))
-        agent = open_agent(self.config(name), until_empty=until_empty)
+        config = self.config(name).model_copy(update=fields)
+        held.enter_context(alone_on(config.state_dir))
+        if change is None:
+            agent = open_agent(config, until_empty=until_empty)
+        else:
+            agent = Agent(change(open_context(config)), until_empty=until_empty)
         errors: list[BaseException] = []
 
         def run() -> None:

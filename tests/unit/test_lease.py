@@ -4,7 +4,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fakes.clock import FakeClock
-from fakes.faults import DROP, LOST_ANSWER, UNAVAILABLE, Faults, FaultyStore
+from fakes.faults import DROP, LOST_ANSWER, UNAVAILABLE, Faults, FaultyStore, delay
 from fakes.store import MemoryStore
 from fakes.tasks import HOLDER, attempt, place
 from simagent.domain import mutations
@@ -148,6 +148,17 @@ def test_a_task_with_outside_effects_stops_when_its_lease_lapses_and_not_before(
     later.outage(1, 10_000)
     later.run_for(64)
     assert isinstance(later.orders.interrupted, Partitioned)
+
+
+def test_the_lapse_counts_from_when_a_renewal_was_asked_for() -> None:
+    """Others may have seen its beat long before its answer came."""
+    it = Fixture(stop_after=TIMES.lease_ttl)
+    it.faults.plan = lambda call, key: delay(20.0) if call == "put" else None
+    it.lease.renew()
+    it.faults.plan = lambda *_: UNAVAILABLE
+    it.clock.advance(TIMES.lease_ttl - 20.0 - TIMES.renew_every)
+    it.run_for(TIMES.renew_every + 1)
+    assert isinstance(it.orders.interrupted, Partitioned)
 
 
 def test_the_lapse_counts_from_the_last_renewal() -> None:

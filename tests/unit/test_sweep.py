@@ -6,7 +6,7 @@ from fakes.clock import FakeClock
 from fakes.faults import LOST_ANSWER, UNAVAILABLE, Faults, FaultyQueue, FaultyStore
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
-from fakes.tasks import beat, place, watch
+from fakes.tasks import attempt, beat, place, watch
 from simagent.domain import bell, keys
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
@@ -125,6 +125,31 @@ def test_a_lost_bell_is_rung_again_and_not_at_every_sweep() -> None:
     assert it.good.state(task).bell_at == it.clock.wall()
     assert swept(sweeper.sweep()) == Swept(seen=1)
     assert it.rung() == []
+
+
+def test_a_task_that_waits_long_is_rung_ever_more_rarely() -> None:
+    """All its bells would pile up in a queue whose agents are busy with other tasks."""
+    it = Fixture()
+    it.place("queued")
+    sweeper = it.sweeper()
+    sweeps = int(DAY / 300)
+    for _ in range(sweeps):
+        sweeper.sweep()
+        it.clock.advance(300)
+    assert 24 * 3 <= len(it.rung()) <= 24 * 5, "not at each sweep, but never forgotten"
+
+
+def test_a_task_that_was_given_back_waits_from_then_on() -> None:
+    it = Fixture()
+    given_back = it.clock.wall() + 5 * 3600
+    it.clock.advance(5 * 3600)
+    done = attempt(reason="preempted", ended=given_back).model_dump()
+    it.place("queued", submitted_at=given_back - 5 * 3600, attempts=[done])
+    sweeper = it.sweeper()
+    sweeper.sweep()
+    it.clock.advance(TIMES.ring_after)
+    sweeper.sweep()
+    assert it.rung() == ["T1"]
 
 
 def test_a_bell_that_was_never_rung_is_rung_at_once() -> None:

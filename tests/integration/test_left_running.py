@@ -1,0 +1,207 @@
+"""Commands that run while their agent does not: what the next one makes of them."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from structlog.testing import capture_logs
+
+from fakes.rig import Rig
+from fakes.steps import alive
+from fakes.tasks import attempt
+from simagent.cli.sweeping import sweep_group
+from simagent.domain.keys import TaskKeys
+from simagent.domain.spec import Spec
+from simagent.domain.state import Lease, State, Status
+from simagent.ports.clock import Wake
+from simagent.wiring import open_context
+from simagent.worker.attempt import AttemptRun
+from simagent.worker.context import Context
+from simagent.worker.journal import Entry
+from simagent.worker.orders import Detached, Orders
+from simagent.worker.recovery import recover
+from simagent.worker.steps import StepLostError, StepRunner
+from simagent.worker.threads import Threads
+
+SLEEPER = {"run": "echo $$; exec sleep 300", "shell": True}
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+def left_running(
+    rig: Rig, command: object = SLEEPER, *, name: str = "state", **fields: object
+) -> tuple[TaskKeys, int]:
+    """Leave a task's command running without any agent; give its process id."""
+    with rig.agent(name) as agent:
+        task = rig.submit(command, **fields)
+        pid = int(rig.until(lambda: rig.log(task) or None).split()[0])
+        agent.interrupt(Detached("the agent stops"))
+    return task, pid
+
+
+def waiter(go: Path) -> dict[str, object]:
+    """A command that says its process id and runs until a file is there."""
+    return {"run": f"echo $$; while [ ! -e {go} ]; do sleep 0.02; done", "shell": True}
+
+
+def end(rig: Rig, task: TaskKeys) -> State:
+    rig.client.kill(task, by="the test", grace=0.5)
+    return rig.finish(task)
+
+
+def folder_of(rig: Rig, name: str = "state") -> Path:
+    (folder,) = (rig.folder / name / "attempts").iterdir()
+    return folder
+
+
+def aside(rig: Rig, name: str = "state") -> list[str]:
+    return sorted(path.name for path in (rig.folder / name / "set-aside").iterdir())
+
+
+def _has_run_for(pid: int, seconds: float) -> bool:
+    try:
+        return time.time() - psutil.Process(pid).create_time() > seconds
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("why", ["killed", "timed_out"])
+def test_what_was_to_end_meanwhile_is_ended_and_recorded(rig: Rig, why: str) -> None:
+    limit = 2.0 if why == "timed_out" else None
+    task, pid = left_running(rig, grace=1.0, time_limit=limit)
+    if why == "killed":
+        rig.client.kill(task, by="tester")
+    else:
+        rig.until(lambda: _has_run_for(pid, 2.5))
+    with rig.agent():
+        state = rig.finish(task)
+    assert not alive(pid)
+    assert state.status == why
+    (step,) = state.attempts[-1].steps
+    assert step.signal == 15
+
+
+def test_a_reboot_while_inputs_were_laid_costs_nothing_later(rig: Rig) -> None:
+    """What counts is the boot in which the steps began, not that of the claim."""
+    config = rig.config()
+    config.state_dir.mkdir()
+    ctx = open_context(config)
+    who = {"project": "default", "task": "T1", "group": "default", "agent": "a"}
+    began = {"incarnation": "i", "boot_id": "an earlier one", "attempt": attempt()}
+    journal = ctx.journals.create(Entry.model_validate(who | began | {"epoch": 1}))
+    journal.artifacts.mkdir(parents=True)
+    journal.logs.mkdir()
+    spec = Spec(commands=("true",))
+
+    def run(ctx: Context) -> Status:
+        (journal,) = ctx.journals.all()
+        return StepRunner(ctx, spec, journal, Orders(), ctx.runtimes["process"]).run().outcome
+
+    assert run(ctx) is Status.SUCCEEDED
+    assert run(open_context(config)) is Status.SUCCEEDED
+    later = replace(ctx, identity=replace(ctx.identity, boot_id="a later one"))
+    with pytest.raises(StepLostError, match="rebooted"):
+        run(later)
+
+
+def test_a_lease_lost_before_the_steps_are_looked_at_ends_them(rig: Rig) -> None:
+    task, pid = left_running(rig)
+    ctx = open_context(rig.config())
+    (journal,) = ctx.journals.all()
+    recovered = recover(ctx, journal)
+    assert recovered is not None
+    lease = Lease(agent="another", incarnation="i9")
+    ctx.ledger.change(task, lambda state: state.with_(epoch=state.epoch + 1, lease=lease))
+    AttemptRun(ctx, Threads(Wake()), journal, *recovered).run()
+    assert not alive(pid)
+    assert aside(rig) == [journal.folder.name]
+    assert rig.client.state(task).lease == lease
+
+
+def test_a_disk_that_is_full_at_the_start_delays_only_what_has_to_be_written(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, lease_ttl=60.0)
+    go = tmp_path / "go"
+    task, _ = left_running(rig, waiter(go))
+    unwritable = folder_of(rig) / ".journal.json.new"
+    unwritable.mkdir()
+    with rig.agent():
+        assert rig.finish(rig.submit("true")).status == "succeeded"
+        unwritable.rmdir()
+        go.touch()
+        state = rig.finish(task)
+    assert (state.status, state.epoch) == ("succeeded", 1)
+
+
+def test_a_disk_that_is_full_at_the_end_is_waited_for(rig: Rig, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with capture_logs() as logs, rig.agent():
+        task = rig.submit(waiter(go))
+        rig.until(lambda: rig.log(task) or None)
+        unwritable = folder_of(rig) / ".journal.json.new"
+        unwritable.mkdir()
+        go.touch()
+        rig.until(lambda: any(line["event"] == "tried again" for line in logs))
+        assert rig.client.state(task).status == "running"
+        unwritable.rmdir()
+        state = rig.finish(task)
+    assert (state.status, state.epoch) == ("succeeded", 1)
+
+
+def test_commands_are_looked_after_also_where_no_new_ones_may_run(rig: Rig, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    task, pid = left_running(rig, waiter(go))
+    with rig.agent(allow_process=False):
+        rig.until(lambda: (lease := rig.client.state(task).lease) and lease.beat >= 1)
+        assert alive(pid)
+        go.touch()
+        assert rig.finish(task).status == "succeeded"
+        other = rig.submit("true")
+        queue_is_heard = rig.submit("true")
+        rig.client.kill(queue_is_heard, by="the test")
+        rig.until(lambda: not (rig.folder / "store/open/default" / queue_is_heard.id).exists())
+        assert rig.client.state(other).status == "queued"
+
+
+def _corrupt(folder: Path) -> None:
+    (folder / "journal.json").write_bytes(b"{")
+    (folder.parent / "a stray file").touch()
+
+
+def _clone(folder: Path) -> None:
+    entry = json.loads((folder / "journal.json").read_bytes())
+    (folder / "journal.json").write_text(json.dumps(entry | {"agent": "the-first-machine"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "others"), [(_corrupt, ["a stray file"]), (_clone, [])], ids=["corrupt", "cloned"]
+)
+def test_what_runs_for_a_journal_that_is_of_no_use_is_ended(
+    rig: Rig, damage: Callable[[Path], None], others: list[str]
+) -> None:
+    task, pid = left_running(rig)
+    name = folder_of(rig).name
+    damage(folder_of(rig))
+    with rig.agent():
+        rig.until(lambda: not alive(pid))
+        end(rig, task)
+    assert aside(rig) == sorted([*others, name])
+
+
+def test_the_sweep_waits_to_see_whether_agents_live(
+    rig: Rig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, _ = left_running(rig)
+    sweep_group(rig.config(), wait=True, as_json=False)
+    told = "1 open tasks seen, 1 rung again, 0 closed, 0 markers removed, 0 held"
+    assert told in capsys.readouterr().out
+    with rig.agent():
+        end(rig, task)
