@@ -1,13 +1,17 @@
 """Inputs, from everywhere they may come from, with real servers that fail."""
 
 import io
+import ipaddress
 import os
+import socket
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -23,6 +27,7 @@ from simagent.ports.retry import InterruptedRetryError
 from simagent.transfer.download import once
 from simagent.transfer.errors import InputMissingError, InputRejectedError
 from simagent.transfer.fetch import Sources, fetch_inputs
+from simagent.transfer.http import HttpLimits, download_url
 from simagent.transfer.outputs import EMPTY, select, upload_outputs
 from simagent.transfer.unpack import Limits
 
@@ -126,6 +131,14 @@ def test_an_upload_through_a_bad_line(place: Place) -> None:
 def test_a_missing_upload(place: Place) -> None:
     with pytest.raises(InputMissingError, match=r"inputs\[0\]"):
         place.lay("upload://0")
+
+
+def test_an_upload_that_is_too_large_is_not_even_fetched(place: Place) -> None:
+    place.store.put(KEYS.input(0), zipped(a=os.urandom(1000).hex()))
+    place.limits = Limits(max_bytes=500)
+    with pytest.raises(InputRejectedError, match=r"inputs\[0\]\.source: it has [0-9]+ bytes"):
+        place.lay("upload://0")
+    assert list((place.folder / "scratch").iterdir()) == []
 
 
 def test_an_unsafe_upload(place: Place) -> None:
@@ -393,6 +406,9 @@ def test_http_redirects_without_end(place: Place, site: Server) -> None:
         "http://169.254.169.254/latest/meta-data/",
         "http://[fe80::1]/",
         "http://[::ffff:169.254.169.254]/",
+        "http://[64:ff9b::169.254.169.254]/",
+        "http://168.63.129.16/machine",
+        "http://192.0.0.192/opc/v2/instance/",
     ],
 )
 def test_http_redirects_that_are_refused(place: Place, site: Server, target: str) -> None:
@@ -418,3 +434,109 @@ def test_a_wake_interrupts_a_download(place: Place, site: Server) -> None:
     with pytest.raises(InterruptedRetryError):
         place.lay(f"{site.url}/x")
     assert place.found() == {}
+
+
+class Raw:
+    """Serves bytes to whoever connects, the first ones at once, then one at a time."""
+
+    def __init__(self, head: bytes, drops: int = 0, host: str = "127.0.0.1") -> None:
+        self._socket = socket.create_server((host, 0))
+        self._head = head
+        self._drops = drops
+        self._more = threading.Semaphore(0)
+        self.port: int = self._socket.getsockname()[1]
+        self.requests: list[bytes] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def drop(self) -> None:
+        """Let one more byte go."""
+        self._more.release()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection = self._socket.accept()[0]
+                with connection:
+                    self.requests.append(connection.recv(4096))
+                    connection.sendall(self._head)
+                    for _ in range(self._drops):
+                        self._more.acquire()
+                        connection.sendall(b"x")
+
+
+def test_a_wake_interrupts_a_server_that_drips(place: Place) -> None:
+    server = Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nx", drops=100_000)
+    place.on_progress = lambda _count: place.wake.set()
+    with closing(server), pytest.raises(InterruptedRetryError):
+        place.lay(f"http://127.0.0.1:{server.port}/x")
+
+
+def test_a_server_that_drips_for_ever_is_given_up(place: Place) -> None:
+    server = Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nx", drops=100_000)
+
+    def progress(_count: int) -> None:
+        place.clock.advance(1)
+        server.drop()
+
+    place.on_progress = progress
+    with closing(server), pytest.raises(InputMissingError, match="too slow"):
+        place.lay(f"http://127.0.0.1:{server.port}/x")
+    assert place.clock.now() < 1_000 + 2 * 60, "no longer than its patience"
+
+
+def test_a_server_that_breaks_off_again_and_again_is_given_up(place: Place, site: Server) -> None:
+    site.breaks = [1] * 1000
+    with pytest.raises(InputMissingError, match="IncompleteRead"):
+        place.lay(f"{site.url}/x")
+    assert len(site.breaks) > 900
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nhello",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[bad/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://a:99999/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http:///x\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://a..b/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+def test_http_answers_that_make_no_sense(place: Place, head: bytes) -> None:
+    server = Raw(head)
+    with (
+        closing(server),
+        pytest.raises(InputMissingError, match=r"127\.0\.0\.1|http:///x|a\.\.b|a:9"),
+    ):
+        place.lay(f"http://127.0.0.1:{server.port}/x")
+
+
+def test_a_url_that_is_none(place: Place) -> None:
+    with pytest.raises(InputMissingError, match="the URL"):
+        download_url("http://[bad/", place.folder / "x", clock=place.clock, wake=place.wake)
+
+
+def test_a_name_that_leads_elsewhere_once_it_was_checked(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(("127.0.0.1", "127.0.0.2"))
+    real = socket.getaddrinfo
+
+    def rebinding(_host: str, port: int, *args: Any, **options: Any) -> Any:
+        return real(next(answers), port, *args, **options)
+
+    server = Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nSECRET", host="127.0.0.2")
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    limits = HttpLimits(refused=(ipaddress.ip_network("127.0.0.2/32"),))
+    with closing(server), pytest.raises(InputRejectedError, match=r"leads to 127\.0\.0\.2"):
+        download_url(
+            f"http://example.com:{server.port}/", place.folder / "x",
+            clock=place.clock, wake=place.wake, limits=limits,
+        )  # fmt: skip
+    assert [request for request in server.requests if request] == []
+    assert (place.folder / "x").read_bytes() == b""

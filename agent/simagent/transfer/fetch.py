@@ -142,6 +142,11 @@ class _Fetching:
         try:
             with self._timed(number, "download"):
                 size = self._retry(lambda: self._sources.store.head(key)).size
+                if size > self._sources.limits.max_bytes:
+                    raise InputRejectedError(
+                        f"inputs[{number}].source: it has {size} bytes, more than the "
+                        f"{self._sources.limits.max_bytes} allowed"
+                    )
                 with file.open("wb") as out:
                     while out.tell() < size:
                         self._retry(lambda: self._copy(key, out.fileno(), size))

@@ -1,6 +1,5 @@
 """Downloading over HTTP, resumed where a connection breaks."""
 
-import ipaddress
 import os
 import re
 import socket
@@ -14,11 +13,19 @@ from urllib3.exceptions import HTTPError, LocationValueError
 
 from simagent.ports.clock import Clock, Waitable
 from simagent.ports.retry import InterruptedRetryError, retrying
+from simagent.transfer.addresses import (
+    METADATA,
+    AddressRefusedError,
+    Network,
+    check_address,
+    checked_pool,
+)
 from simagent.transfer.errors import InputMissingError, InputRejectedError
 from simagent.transfer.unpack import write_all
 
 _CHUNK = 256 << 10
 _TIMEOUT = urllib3.Timeout(connect=10, read=60)
+_SLOWEST = 1024  # bytes a second
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRY_AGAIN = frozenset({408, 425, 429})
@@ -30,10 +37,14 @@ class _TransientError(Exception):
 
 
 class HttpLimits(NamedTuple):
-    """``max_bytes`` of one file; seconds to go on without any progress."""
+    """``max_bytes`` of one file; seconds to go on without progress; what is never talked to.
+
+    Less than a kilobyte a second is no progress.
+    """
 
     max_bytes: int = 1 << 40
     patience: float = 300.0
+    refused: tuple[Network, ...] = METADATA
 
 
 def download_url(
@@ -52,7 +63,7 @@ def download_url(
     """
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with urllib3.PoolManager(retries=False, timeout=_TIMEOUT) as pool:
+        with checked_pool(limits.refused, _TIMEOUT) as pool:
             download = _Download(url, handle, pool, clock, wake)
             download.limits = limits
             download.on_progress = on_progress or download.on_progress
@@ -88,10 +99,14 @@ class _Download:
                     deadline=self._clock.now() + self.limits.patience,
                 )
             except _TransientError as error:
-                if self._moved > moved and self._moved <= 4 * self.limits.max_bytes:
+                moved = self._moved - moved
+                if self._is_progress(moved) and self._moved <= 4 * self.limits.max_bytes:
                     continue
                 raise InputMissingError(f"{_public(self._url)}: {error}") from error
             return
+
+    def _is_progress(self, moved: int) -> bool:
+        return moved >= _SLOWEST * self.limits.patience
 
     def _try(self) -> None:
         headers = {"Accept-Encoding": "identity", "User-Agent": "simagent"}
@@ -105,6 +120,9 @@ class _Download:
                 response.close()
         except LocationValueError as error:
             raise InputMissingError(f"{_public(self._url)}: {error}") from error
+        except AddressRefusedError as error:
+            message = f"{_public(self._url)} leads to {error}, an address that serves this machine"
+            raise InputRejectedError(f"{message} only") from error
         except (HTTPError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None and not _is_net(error):
                 raise
@@ -113,26 +131,49 @@ class _Download:
     def _open(self, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         url = self._url
         for _ in range(_MAX_REDIRECTS + 1):
-            _check_address(url)
+            self._check(url)
             response = self._pool.request(
                 "GET", url, headers=headers, redirect=False, preload_content=False,
                 decode_content=False,
             )  # fmt: skip
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
-            url = urljoin(url, response.headers["location"])
             response.close()
-            if urlsplit(url).scheme not in ("http", "https"):
-                raise InputRejectedError(f"{_public(self._url)} redirects to {_public(url)}")
+            url = self._redirected(url, response.headers["location"])
         raise InputMissingError(f"{_public(self._url)} redirects more than {_MAX_REDIRECTS} times")
+
+    def _redirected(self, url: str, location: str) -> str:
+        try:
+            target = urljoin(url, location)
+            scheme = urlsplit(target).scheme
+        except ValueError as error:
+            raise InputMissingError(f"{_public(self._url)} redirects to no URL: {error}") from error
+        if scheme not in ("http", "https"):
+            raise InputRejectedError(f"{_public(self._url)} redirects to {_public(target)}")
+        return target
+
+    def _check(self, url: str) -> None:
+        """Look at a URL's addresses before any is connected to."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            found = socket.getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
+        except ValueError as error:
+            raise InputMissingError(f"{_public(url)}: {error}") from error
+        for *_, address in found:
+            check_address(str(address[0]), self.limits.refused)
 
     def _receive(self, response: urllib3.BaseHTTPResponse) -> None:
         self._check_status(response)
         self._position(response)
-        length = response.headers.get("content-length")
-        if length is not None and self._have + int(length) > self.limits.max_bytes:
+        length = response.headers.get("content-length", "0")
+        if not length.isdecimal():
+            raise InputMissingError(f"{_public(self._url)}: its length is no number")
+        if self._have + int(length) > self.limits.max_bytes:
             raise self._too_large()
-        while data := response.read(_CHUNK):
+        since, moved = self._clock.now(), self._moved
+        # As it comes: a server that is slow to fill a buffer is not to be waited for.
+        while data := response.read1(_CHUNK):
             self._have += len(data)
             if self._have > self.limits.max_bytes:
                 raise self._too_large()
@@ -141,6 +182,10 @@ class _Download:
             self.on_progress(len(data))
             if self._clock.wait(0, self._wake):
                 raise InterruptedRetryError("a download was interrupted")
+            if self._clock.now() - since >= self.limits.patience:
+                if not self._is_progress(self._moved - moved):
+                    raise InputMissingError(f"{_public(self._url)}: the server is too slow")
+                since, moved = self._clock.now(), self._moved
 
     def _too_large(self) -> InputRejectedError:
         limit = self.limits.max_bytes
@@ -179,31 +224,9 @@ def _is_net(error: OSError) -> bool:
 
 def _public(url: str) -> str:
     """Give a URL without what may be secret in it: the user's name and password, the query."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "the URL"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
-
-
-def _check_address(url: str) -> None:
-    """Refuse link-local addresses: a cloud's metadata service would give away its credentials."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        found = socket.getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
-    except ValueError as error:
-        raise InputMissingError(f"{_public(url)}: {error}") from error
-    for *_, address in found:
-        ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        if ip.is_link_local or ip in _METADATA or _mapped(ip):
-            raise InputRejectedError(f"{_public(url)} is an address that serves this machine only")
-
-
-_METADATA = (
-    ipaddress.ip_address("fd00:ec2::254"),  # EC2, over IPv6
-    ipaddress.ip_address("100.100.100.200"),  # Alibaba Cloud
-)
-
-
-def _mapped(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    inner = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return inner is not None and (inner.is_link_local or inner in _METADATA)
