@@ -263,3 +263,15 @@ def test_the_command_sees_only_the_allowed_environment(
     assert {"MINE", "BOTH", "PATH", "SIMAGENT_TASK_ID", "SIMAGENT_EPOCH"} <= names
     assert "AWS_SECRET_ACCESS_KEY" not in names
     assert os.environ["AWS_SECRET_ACCESS_KEY"]
+
+
+def test_a_link_in_place_of_the_tasks_folder_publishes_nothing_of_others(
+    rig: Rig, tmp_path: Path
+) -> None:
+    secret = tmp_path / "others"
+    secret.mkdir()
+    (secret / "secret.txt").write_text("not the task's")
+    swap = f"cd .. && mv artifacts gone && ln -s {secret} artifacts"
+    with rig.agent():
+        state = rig.finish(rig.submit({"run": swap, "shell": True}))
+    assert (state.status, state.reason, state.output) == ("error", "output_failed", None)

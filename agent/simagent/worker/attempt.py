@@ -1,5 +1,6 @@
 """One attempt, from the claim to the end: prepares, runs the steps, publishes or gives back."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,7 +20,7 @@ from simagent.worker.lease import Lease
 from simagent.worker.live import LiveFiles
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders, Partitioned, Preempted
 from simagent.worker.prepare import prepare
-from simagent.worker.publish import OutputFailedError, publish, stderr_tail
+from simagent.worker.publish import OutputFailedError, UnreadOutputsError, publish, stderr_tail
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.steps import Ending, StepLostError, StepRunner
 from simagent.worker.telemetry import Telemetry
@@ -145,6 +146,10 @@ class AttemptRun:
                 prepare(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
         except InputError as error:
             return Ending(Status.FAILED, error.reason, str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return Ending(Status.FAILED, Reason.DISK_FULL, f"no room for the inputs: {error}")
         if self.orders.kill is None:
             self._holding.start_running()
         return self._steps.run()
@@ -174,6 +179,7 @@ class AttemptRun:
                 raise OutputFailedError("publishing them ended the agent again and again")
             output = publish(self._ctx, self._spec, self._journal, self._timeline, self._holding)
         except OutputFailedError as error:
+            output = error.output if isinstance(error, UnreadOutputsError) else None
             log.warning("outputs not published", task=self.task.id, error=str(error))
             if attempt.reason is None:
                 attempt = attempt.with_(reason=Reason.OUTPUT_FAILED, message=str(error))

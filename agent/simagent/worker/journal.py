@@ -18,6 +18,8 @@ from simagent.domain.state import Attempt, Holder, Record, Status
 
 FORMAT = 1
 _NAME = "journal.json"
+ARTIFACTS = "work/output/artifacts"
+"""Where, in an attempt's folder, inputs are laid and commands start."""
 
 log = structlog.get_logger()
 
@@ -78,7 +80,7 @@ class Journal:
     @property
     def artifacts(self) -> Path:
         """Where inputs are laid and commands start."""
-        return self.folder / "work" / "output" / "artifacts"
+        return self.folder / ARTIFACTS
 
     @property
     def logs(self) -> Path:

@@ -12,7 +12,7 @@ from simagent.telemetry.timeline import Timeline
 from simagent.transfer.fetch import Sources, fetch_inputs
 from simagent.transfer.outputs import snapshot
 from simagent.worker.context import Context
-from simagent.worker.journal import Journal
+from simagent.worker.journal import ARTIFACTS, Journal
 from simagent.worker.orders import Orders
 
 
@@ -48,7 +48,7 @@ def prepare(
             timeline.add(
                 name.rpartition(".")[2], timing.seconds, timing.bytes, started=timing.started
             )
-        snapshot(journal.artifacts).save(journal.inputs)
+        snapshot(journal.folder, ARTIFACTS).save(journal.inputs)
         journal.write(prepared=True)
         return
 

@@ -11,7 +11,7 @@ from simagent.telemetry.timeline import Timeline
 from simagent.transfer.outputs import EMPTY, Snapshot, select, snapshot, upload_outputs
 from simagent.worker.context import Context
 from simagent.worker.holding import Holding
-from simagent.worker.journal import Journal
+from simagent.worker.journal import ARTIFACTS, Journal
 
 _TAIL_BYTES = 4096
 _TAIL_LINES = 20
@@ -23,6 +23,14 @@ class OutputFailedError(Exception):
     """The outputs cannot be published; the message says why."""
 
 
+class UnreadOutputsError(OutputFailedError):
+    """Some outputs cannot be read; what can be is published as `output`."""
+
+    def __init__(self, message: str, output: Output) -> None:
+        super().__init__(message)
+        self.output = output
+
+
 def publish(
     ctx: Context, spec: Spec, journal: Journal, timeline: Timeline, holding: Holding
 ) -> Output:
@@ -32,8 +40,8 @@ def publish(
     """
     entry = journal.entry
     try:
-        journal.artifacts.mkdir(parents=True, exist_ok=True)
-        selection = select(journal.artifacts, _before(journal), spec.outputs)
+        # By way of the attempt's own folder: a command can put a link where its folder was.
+        selection = select(journal.folder, _before(journal), spec.outputs, beneath=ARTIFACTS)
         extras = {f"{name}.txt": journal.logs / name for name in STREAMS}
         csv = journal.folder / "system_metrics.csv"
         if journal.metrics.exists():
@@ -51,6 +59,11 @@ def publish(
         )
     except (OSError, StoreError) as error:
         raise OutputFailedError(f"outputs not published: {error}") from error
+    for note in uploaded.unread:
+        raise UnreadOutputsError(
+            f"{len(uploaded.unread)} outputs could not be read, such as {note.path!r} ({note.why})",
+            uploaded.output,
+        )
     for note in uploaded.changed:
         log.warning("output changed while packed", task=entry.task, path=note.path, why=note.why)
     # The archive is uploaded while it is packed: the two take the same time.
@@ -74,7 +87,8 @@ def stderr_tail(journal: Journal) -> str:
 
 def _before(journal: Journal) -> Snapshot:
     if not journal.entry.prepared:
-        return snapshot(journal.artifacts)  # nothing ran: whatever lies there is no output
+        journal.artifacts.mkdir(parents=True, exist_ok=True)
+        return snapshot(journal.folder, ARTIFACTS)  # nothing ran: what lies there is no output
     try:
         return Snapshot.load(journal.inputs)
     except (OSError, ValueError) as error:
