@@ -120,6 +120,10 @@ def open_context(config: Config) -> "Context":
     settings = Settings(
         group=config.group,
         allow_process=config.allow_process,
+        # With engines that others reach, a task could read the files of a machine that is not
+        # its user's.
+        allow_file_inputs=_scheme(config.queue_url) == "sqlite"
+        and _scheme(config.store_url) == "file",
         pass_env=config.pass_env,
         orphan_limit=config.orphan_limit,
         pack_threads=config.pack_threads or len(os.sched_getaffinity(0)),
@@ -153,6 +157,10 @@ def open_sweeper(config: Config) -> "Sweeper":
     judge = Judge(ledger, clock, config.times, can_run=lambda _spec: None)
     queue = open_queue(config, config.group)
     return Sweeper(ledger, queue, clock, config.times, judge, group=config.group)
+
+
+def _scheme(url: str) -> str:
+    return urlsplit(url).scheme
 
 
 def _path(url: str) -> Path:

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -144,6 +145,27 @@ def test_a_file_limit_is_refused_and_too_many_open_files_may_pass(root: Path) ->
     ) == [["StoreRefusedError"], ["StoreUnavailableError"]]
     assert [entry.key for entry in opener().scan("")] == ["before"]
     assert temporaries(root) == []
+
+
+def test_the_body_of_an_upload_that_fails_is_closed(store: DirectoryStore) -> None:
+    closed = []
+
+    def body() -> Iterator[bytes]:
+        try:
+            yield b"a" * 1000
+            yield b"a" * 100_000
+            yield b"never asked for"
+        finally:
+            closed.append(True)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(StoreRefusedError) as error:
+            store.upload("big", body)
+        assert closed == [True], error.type  # though the error is held, and what it points at
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_errors_while_reading_are_the_stores() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fakes.clock import FakeClock
@@ -72,6 +73,24 @@ def test_samples_tell_what_the_processes_use(
     assert all(0 <= percent <= 100 for percent in cores)
     assert number(second, "disk_free_bytes") > 0
     assert number(second, "memory_available_bytes") > 0
+
+
+@pytest.mark.parametrize("missing", ["disk_io_counters", "net_io_counters"])
+def test_what_a_host_does_not_tell_is_none(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def read(**_options: object) -> None:
+        error = NotImplementedError if missing.startswith("disk") else FileNotFoundError
+        raise error("not in this container")
+
+    monkeypatch.setattr(psutil, missing, read)
+    sampler = Sampler(pids=lambda: [os.getpid()], workdir=tmp_path, host="h", clock=clock)
+    sampler.sample()
+    clock.advance(1)
+    sample = sampler.sample()
+    name = "disk_read" if missing.startswith("disk") else "network_received"
+    assert sample[f"{name}_bytes_per_second"] is None
+    assert number(sample, "task_memory_bytes") > 0
 
 
 def test_processes_that_are_gone_are_left_out(tmp_path: Path, clock: FakeClock) -> None:

@@ -16,8 +16,8 @@ import stat
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -86,7 +86,8 @@ class DirectoryStore:
 
     def upload(self, key: str, body: Body) -> Entry:
         """Write a large object from a stream; all of it or nothing appears."""
-        return self._write(key, body())
+        with closing(_chunks(body)) as chunks:
+            return self._write(key, chunks)
 
     def head(self, key: str) -> Entry:
         """Tell an object's size and etag. Raises `NotFoundError`."""
@@ -280,6 +281,11 @@ class DirectoryStore:
                 break
             folder = folder.parent
         sync_folder(folder)
+
+
+def _chunks(body: Body) -> Generator[bytes, None, None]:
+    """Yield what a body does; closed, it closes the body, which may hold files and processes."""
+    yield from body()
 
 
 def _etag(status: os.stat_result) -> str:

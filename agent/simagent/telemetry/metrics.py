@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -16,6 +17,8 @@ from simagent.ports.clock import Clock
 FORMAT = 1
 Sample = dict[str, int | float | str | list[float] | None]
 _PID_LIMIT = 4096
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,17 @@ def _io_bytes(process: psutil.Process) -> tuple[int, int]:
     return counters.read_bytes, counters.write_bytes
 
 
+def _told(read: Callable[[], T]) -> T | None:
+    """Give what the host tells; None where it has no such file, as in some containers."""
+    try:
+        return read()
+    except (NotImplementedError, OSError):
+        return None
+
+
 def _read_host() -> _HostTotals:
-    disk = psutil.disk_io_counters(nowrap=False)
-    networks = psutil.net_io_counters(pernic=True, nowrap=False)
+    disk = _told(lambda: psutil.disk_io_counters(nowrap=False))
+    networks = _told(lambda: psutil.net_io_counters(pernic=True, nowrap=False)) or {}
     outside = [counters for name, counters in networks.items() if name != "lo"]
     return _HostTotals(
         cores=tuple(
