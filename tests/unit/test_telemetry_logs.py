@@ -179,6 +179,49 @@ def test_a_program_that_truncates_its_output_starts_the_log_anew(
     assert read(store) == b"new"
 
 
+@pytest.mark.parametrize("size", [100, 250, 1000])
+def test_a_log_that_was_truncated_and_grew_again_between_two_looks_starts_anew(
+    store: PagedStore, log: Path, size: int
+) -> None:
+    log.write_bytes(b"OLD " * 25)
+    ships = shipper(store, log)
+    ships.ship(flush=True)
+    log.write_bytes((b"NEW " * size)[:size])
+    ships.ship(flush=True)
+    ships.finish()
+    assert read(store) == log.read_bytes()
+
+
+def test_starting_a_log_anew_is_tried_until_it_worked(store: PagedStore, log: Path) -> None:
+    faults = Faults(FakeClock(), plan=lambda call, _key: UNAVAILABLE if call == "delete" else None)
+    log.write_bytes(b"OLD " * 25)
+    ships = shipper(FaultyStore(store, faults), log)
+    ships.ship(flush=True)
+    log.write_bytes(b"NEW " * 50)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError):
+            ships.ship(flush=True)
+    faults.plan = lambda _call, _key: None
+    ships.finish()
+    assert read(store) == log.read_bytes()
+
+
+def test_a_log_that_is_truncated_while_it_is_shipped_starts_anew(
+    store: PagedStore, log: Path
+) -> None:
+    log.write_bytes(b"OLD " * 50)
+    ships = shipper(store, log)
+
+    def rewrite(_key: str) -> None:
+        store.after_put = lambda _key: None
+        log.write_bytes(b"NEW " * 100)
+
+    store.after_put = rewrite
+    ships.ship(flush=True)
+    ships.finish()
+    assert read(store) == log.read_bytes()
+
+
 def test_what_a_power_cut_took_from_the_disk_stays_in_the_store(
     store: PagedStore, log: Path
 ) -> None:

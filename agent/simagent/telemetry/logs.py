@@ -12,6 +12,7 @@ from simagent.telemetry.chunks import MAX_CHUNK_BYTES, Chunk, Cover, cover, list
 _FAN = 8
 _PASS_CHUNKS = 64
 _VERIFY_TRIES = 3
+_MEMORY = 64
 
 
 class LogShipper:
@@ -103,6 +104,8 @@ class _Log:
         self._max_bytes = max_bytes
         self._known: Cover | None = None
         self._largest = 0
+        self._shipped = 0, b""
+        """Where what this shipper has written last ends in the file, and the bytes before."""
         self._cut_noted = False
         self.behind = False
 
@@ -154,11 +157,12 @@ class _Log:
     def _write(self, start: int, length: int) -> bool:
         """Put a chunk and delete those it covers. False: the file no longer has these bytes."""
         data = self._read(start, length)
-        if len(data) < length:
+        if len(data) < length or self._restart_if_rewritten():
             return False
         known, self._known = self._cover(), None
         self._store.put(self._keys.log_chunk(self._stream, start), data)
         self._known = self._without_redundant(cover((*known.chunks, Chunk(start, length))))
+        self._shipped = start + length, data[-_MEMORY:]
         return True
 
     def _cover(self) -> Cover:
@@ -178,11 +182,11 @@ class _Log:
         return Cover(known.chunks)
 
     def _file_size(self) -> int:
-        """Give the file's size; where it has shrunk under our eyes, start it anew.
+        """Give the file's size; where it was begun anew under our eyes, begin the copy anew.
 
         A program that opens /dev/stdout for writing truncates it and so takes back what it had
-        printed. A file that is shorter than its copy from the start lost its end in a power
-        cut: the copy is kept.
+        printed; it may have printed more than that by the next look. A file that is shorter than
+        its copy from the start lost its end in a power cut: the copy is kept.
         """
         try:
             status = os.stat(self._path, follow_symlinks=False)
@@ -192,14 +196,25 @@ class _Log:
             return 0
         if status.st_size < self._largest:
             self._restart()
+        else:
+            self._restart_if_rewritten()
         self._largest = status.st_size
         return status.st_size
+
+    def _restart_if_rewritten(self) -> bool:
+        """Begin the copy anew if the file no longer has what was shipped last; tell whether."""
+        end, last = self._shipped
+        rewritten = self._read(end - len(last), len(last)) != last
+        if rewritten:
+            self._restart()
+        return rewritten
 
     def _restart(self) -> None:
         self._known, self._cut_noted = None, False
         # From the end: a crash in between leaves a copy that begins at the first byte.
         for chunk in sorted(list_chunks(self._store, self._keys, self._stream), reverse=True):
             self._store.delete(self._keys.log_chunk(self._stream, chunk.offset))
+        self._shipped = 0, b""
 
     def _read(self, start: int, length: int) -> bytes:
         """Read from the file as it is now; fewer bytes where it ends sooner.
