@@ -1,6 +1,7 @@
 """The main loop between attempts: what goes wrong with one task or one call ends no agent."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,12 @@ def test_an_outage_is_told_once_and_waited_out(idle: Idle, engine: str, calls: s
     events = idle.run_for(900.0)
     assert events.count(f"{engine}_lost") == events.count(f"{engine}_back") == 1
     assert len(idle.faults.calls) < 200
+
+
+def test_an_agent_for_one_task_takes_no_other(idle: Idle) -> None:
+    wanted = place(idle.good, "submitted", id="WANTED")
+    vanished = place(idle.good, "running", id="VANISHED")
+    willing = replace(idle.ctx, settings=replace(idle.ctx.settings, allow_process=True))
+    idle.agent = Agent(willing, only=wanted)
+    idle.run_for(900.0)  # long enough to sweep, and to see that the holder is dead
+    assert idle.good.state(vanished).epoch == 1

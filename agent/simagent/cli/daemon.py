@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
+from typing import Literal
 
 import structlog
 
@@ -15,7 +16,7 @@ from simagent.cli.text import say
 from simagent.config import Config
 from simagent.ports.clock import SystemClock
 from simagent.wiring import open_agent
-from simagent.worker.identity import alone_on
+from simagent.worker.identity import Occupant, alone_on
 from simagent.worker.loop import Agent
 from simagent.worker.orders import Detached, Preempted
 
@@ -29,8 +30,13 @@ log = structlog.get_logger()
 def run_agent(config: Config, *, until_empty: bool) -> int:
     """Run the agent until it is told to stop, or until there is nothing to do."""
     to_stderr(config)
-    with alone_on(config.state_dir):
+    with alone_on(config.state_dir, occupant(config, "agent")):
         return _Daemon(open_agent(config, until_empty=until_empty)).run()
+
+
+def occupant(config: Config, role: Literal["agent", "run"]) -> Occupant:
+    """Tell who holds the state folder, for others to read."""
+    return Occupant(role=role, group=config.group, queue=config.queue_url, store=config.store_url)
 
 
 class _Daemon:

@@ -7,7 +7,7 @@ from simagent.client import ClientError
 from simagent.config import Config
 from simagent.ports.clock import SystemClock
 from simagent.worker.drain import DrainFile
-from simagent.worker.identity import holder_of
+from simagent.worker.identity import Occupant, holder_of
 
 _LOOK_EVERY = 0.2
 _END_WITHIN = 15.0
@@ -24,22 +24,33 @@ def drain_agent(config: Config, *, wait: bool, undo: bool) -> None:
             f"the agent on {folder} takes tasks" if asked else f"no drain was asked for on {folder}"
         )
         return
-    pid = holder_of(folder)
-    if pid is not None:
+    agent = _agent_on(folder)
+    if agent is not None:
         drain.ask()
-        pid = holder_of(folder)  # one that has ended meanwhile would leave it to the next one
-    if pid is None:
+        agent = _agent_on(folder)  # one that has ended meanwhile would leave it to the next one
+    if agent is None:
         drain.withdraw()
         _check_nothing_left(folder)
         put(f"no agent runs on {folder}: nothing to drain")
         return
-    say(f"the agent (pid {pid}) takes no more tasks, and ends when those that it runs have ended")
+    say(
+        f"the agent (pid {agent.pid}) takes no more tasks, and ends when those that it runs have "
+        "ended"
+    )
     if wait:
-        _wait(drain, folder, pid)
+        _wait(drain, folder, agent)
         put(f"the agent on {folder} has drained")
 
 
+def _agent_on(folder: Path) -> Occupant | None:
+    occupant = holder_of(folder)
+    return occupant if occupant is not None and occupant.role == "agent" else None
+
+
 def _check_nothing_left(folder: Path) -> None:
+    other = holder_of(folder)
+    if other is not None:
+        raise ClientError(f"{other} has {folder}: it takes no other task, and ends with its own")
     attempts = folder / "attempts"
     left = len(list(attempts.iterdir())) if attempts.exists() else 0
     if left:
@@ -49,14 +60,14 @@ def _check_nothing_left(folder: Path) -> None:
         )
 
 
-def _wait(drain: DrainFile, folder: Path, pid: int) -> None:
+def _wait(drain: DrainFile, folder: Path, agent: Occupant) -> None:
     """Wait until the agent has drained and ended. Raises `ClientError` where it has not."""
     clock = SystemClock()
     deadline: float | None = None
-    while (running := holder_of(folder)) is not None:
+    while (running := _agent_on(folder)) is not None:
         if drain.asked:
-            pid, deadline = running, None  # perhaps restarted meanwhile: it goes on draining
-        elif running != pid:
+            agent, deadline = running, None  # perhaps restarted meanwhile: it goes on draining
+        elif running != agent:
             return
         else:
             deadline = deadline or clock.now() + _END_WITHIN

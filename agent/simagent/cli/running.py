@@ -3,27 +3,32 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
 from simagent.cli.agentlog import to_file
+from simagent.cli.daemon import occupant
 from simagent.cli.downloading import fetch
 from simagent.cli.following import relay
 from simagent.cli.report import headline, steps, tail, timeline
 from simagent.cli.specfile import read_spec
 from simagent.cli.tasks import exit_code, whoami
 from simagent.cli.text import put, say
-from simagent.client import Client, ClientError
+from simagent.client import Client, ClientError, UsageError
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
-from simagent.wiring import open_agent, open_client
-from simagent.worker.identity import StateFolderInUseError, alone_on
+from simagent.ports.clock import SystemClock
+from simagent.wiring import open_agent, open_client, open_launcher
+from simagent.worker.capacity import asks_for_mpi, lacking, refusal
+from simagent.worker.identity import Occupant, StateFolderInUseError, alone_on, holder_of
+from simagent.worker.journal import Journals
 from simagent.worker.orders import Detached
 
 _LEAVE_WITHIN = 10.0
+_LOOK_EVERY = 0.2
 
 
 def run_here(
@@ -35,29 +40,66 @@ def run_here(
     client = open_client(config)
     client.check(spec, base=base, task_id=task_id)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(alone_on(config.state_dir))
-            elsewhere = ""
-        except StateFolderInUseError as other:
-            elsewhere = f"agent (pid {other.pid or 'unknown'})"
-        task = client.submit(spec, base=base, task_id=task_id, ring=bool(elsewhere))
-        if elsewhere:
-            say(f"task {task.id} is left to the {elsewhere} that runs here, and followed")
-            relay(client, task)
-            state = client.wait(task)
+        agent = _take_place(config, spec, stack)
+        task = client.submit(spec, base=base, task_id=task_id, ring=agent is not None)
+        if agent is not None:
+            say(f"task {task.id} is left to the {agent} that runs here, and followed")
+            state = _Run(client, task).elsewhere()
         else:
             log = to_file(config)
             if not quiet:
                 say(f"task {task.id} runs here; the agent's own log: {log}")
-            state = _LocalRun(client, task).run(config)
+            state = _Run(client, task).here(config)
     _sum_up(client, task, state, spec, output_dir, quiet=quiet)
     return exit_code(state)
 
 
-class _LocalRun:
-    """An agent for one task in a thread of this process, and the task's log on the terminal.
+def _take_place(config: Config, spec: Spec, stack: ExitStack) -> Occupant | None:
+    """Hold the state folder while the stack is open; else give the agent that takes the task.
 
-    What happens reaches the main thread through one queue: the end of either thread, by name and
+    Waits while another run has it. Writes nothing before it is known that the task can run. Raises
+    `UsageError` where this machine cannot run it, `ClientError` where the agent takes no such task.
+    """
+    folder, me = config.state_dir, occupant(config, "run")
+    waiting = False
+    while True:
+        other = holder_of(folder)
+        if other is None:
+            _check(spec, config)
+            with suppress(StateFolderInUseError):
+                stack.enter_context(alone_on(folder, me))
+                return None
+        elif other.takes_from(me):
+            _refuse(lacking(spec.resources, folder))
+            return other
+        elif other.role == "agent":
+            raise ClientError(
+                f"{other} runs on {folder} and takes other tasks (group {other.group}, queue "
+                f"{other.queue}, store {other.store}): give this run another --state-dir"
+            )
+        elif not waiting:
+            _check(spec, config)
+            say(f"{other} has {folder}: waiting for its end; another --state-dir goes beside it")
+            waiting = True
+        SystemClock().wait(_LOOK_EVERY)
+
+
+def _check(spec: Spec, config: Config) -> None:
+    """Find what would keep the agent of this process from the task. Raises `UsageError`."""
+    has_mpi = asks_for_mpi(spec) and open_launcher(config) is not None
+    allowed = config.allow_process
+    _refuse(refusal(spec, allow_process=allowed, has_mpi=has_mpi, folder=config.state_dir))
+
+
+def _refuse(why: str | None) -> None:
+    if why is not None:
+        raise UsageError(f"this machine cannot run the task: {why}")
+
+
+class _Run:
+    """The run of one task, followed: its log on the terminal, Ctrl-C kills it.
+
+    What happens reaches the main thread through one queue: the end of each thread, by name and
     with the error it died of, and signals, which SimpleQueue.put may be called for at any moment.
     """
 
@@ -66,20 +108,34 @@ class _LocalRun:
         self._task = task
         self._happened: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
 
-    def run(self, config: Config) -> State:
-        """Run the task to its end. Raises what the agent died of."""
+    def elsewhere(self) -> State:
+        """Follow the task to its end, while another process runs it."""
+        with self._signals():
+            self._start("agent", lambda: self._client.wait(self._task))
+            self._start("log", lambda: relay(self._client, self._task))
+            self._watch("the agent that runs here ends it in its time")
+        return self._client.state(self._task)
+
+    def here(self, config: Config) -> State:
+        """Run the task to its end, in a thread of this process. Raises what the agent died of."""
         agent = open_agent(config, only=self._task)
+        left = [j for j in Journals(config.state_dir).all() if j.entry.keys != self._task]
+        for journal in left:
+            say(f"task {journal.entry.task}, left by an earlier agent, is finished beside this one")
         with self._signals():
             working = self._start("agent", agent.run)
             self._start("log", lambda: relay(self._client, self._task))
             try:
-                self._watch()
+                self._watch("what runs is ended in its time, the next agent publishes the rest")
             finally:
                 agent.interrupt(Detached("the run is left"))
                 working.join(_LEAVE_WITHIN)
+        for journal in left:
+            if journal.folder.exists():
+                say(f"task {journal.entry.task} runs on: the next agent or run here takes it up")
         return self._client.state(self._task)
 
-    def _watch(self) -> None:
+    def _watch(self, who_goes_on: str) -> None:
         threads = {"agent", "log"}
         interrupts = 0
         while threads:
@@ -87,7 +143,7 @@ class _LocalRun:
             threads.discard(what)
             if what == "interrupt":
                 interrupts += 1
-                self._interrupted(interrupts)
+                self._interrupted(interrupts, who_goes_on)
             elif what == "log" and error is not None:
                 say(f"the log cannot be followed ({error}); the task runs on")
             elif error is not None:
@@ -95,9 +151,9 @@ class _LocalRun:
             elif what == "agent" and not self._client.state(self._task).terminal:
                 raise ClientError(f"the agent stopped before the end of task {self._task.id}")
 
-    def _interrupted(self, times: int) -> None:
+    def _interrupted(self, times: int, who_goes_on: str) -> None:
         if times > 1:
-            say("leaving: what runs is ended in its time, the next agent publishes the rest")
+            say(f"leaving: {who_goes_on}")
             raise KeyboardInterrupt
         say(f"task {self._task.id} is being killed, its outputs kept; Ctrl-C again leaves at once")
         self._start("kill", lambda: self._client.kill(self._task, by=whoami()))

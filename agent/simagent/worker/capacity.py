@@ -6,13 +6,27 @@ from pathlib import Path
 
 import psutil
 
-from simagent.domain.spec import Resources
+from simagent.domain.spec import Resources, Spec
+
+
+def refusal(spec: Spec, *, allow_process: bool, has_mpi: bool, folder: Path) -> str | None:
+    """Tell why an agent of this machine would not run a task, None where it would."""
+    if not allow_process:
+        return "no runtime is allowed here: set allow_process, or use local engines"
+    if not has_mpi and asks_for_mpi(spec):
+        return "a step asks for MPI, and no mpirun was found: install MPICH"
+    return lacking(spec.resources, folder)
+
+
+def asks_for_mpi(spec: Spec) -> bool:
+    """Tell whether any step runs under MPI."""
+    return any(command.mpi for command in spec.commands)
 
 
 def lacking(asked: Resources, folder: Path) -> str | None:
     """Tell what a task asks for that this machine lacks, None where it has it all.
 
-    Of disk what is free now counts, where ``folder`` lies; of the rest what there is in all.
+    Of disk what is free now counts, where ``folder`` lies or will lie; of the rest all there is.
     """
     cores = len(os.sched_getaffinity(0))
     if asked.cpus is not None and asked.cpus > cores:
@@ -20,7 +34,8 @@ def lacking(asked: Resources, folder: Path) -> str | None:
     memory = psutil.virtual_memory().total
     if asked.memory is not None and asked.memory > memory:
         return f"resources.memory: {_size(asked.memory)} are asked for, there are {_size(memory)}"
-    if asked.disk is not None and asked.disk > (free := shutil.disk_usage(folder).free):
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if asked.disk is not None and asked.disk > (free := shutil.disk_usage(existing).free):
         return f"resources.disk: {_size(asked.disk)} are asked for, {_size(free)} are free"
     return None
 

@@ -7,60 +7,110 @@ import platform
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
 from simagent import __version__
+from simagent.ports.clock import SystemClock
 from simagent.worker.context import Identity
+
+_NAMED_WITHIN = 1.0
+_LOOK_EVERY = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupant:
+    """Who holds a state folder: an agent, or a `simagent run`, which takes only its own task."""
+
+    pid: int | None = None
+    role: str = "agent"
+    group: str = ""
+    queue: str = ""
+    store: str = ""
+
+    def __str__(self) -> str:
+        what = "a `simagent run`" if self.role == "run" else "an agent"
+        return f"{what} (pid {self.pid or 'unknown'})"
+
+    def takes_from(self, other: "Occupant") -> bool:
+        """Tell whether it is an agent that takes the tasks which the other would."""
+        mine, theirs = (self.group, self.queue, self.store), (other.group, other.queue, other.store)
+        return self.role == "agent" and mine == theirs
 
 
 class StateFolderInUseError(Exception):
-    """Another agent runs on this state folder; ``pid`` is its process where known."""
+    """Another agent runs on this state folder."""
 
-    def __init__(self, path: Path, pid: int | None) -> None:
+    def __init__(self, path: Path, occupant: Occupant) -> None:
         super().__init__(
-            f"an agent{f' (pid {pid})' if pid else ''} is already running on {path}: "
+            f"{occupant} is already running on {path}: "
             "stop it, or give this one another --state-dir"
         )
-        self.pid = pid
 
 
 @contextmanager
-def alone_on(state_dir: Path) -> Iterator[None]:
+def alone_on(state_dir: Path, occupant: Occupant | None = None) -> Iterator[None]:
     """Hold the state folder for this process. Raises `StateFolderInUseError`, OSError."""
     state_dir.mkdir(parents=True, exist_ok=True)
     with (state_dir / "lock").open("a+") as file:
+        other = _lock(file, fcntl.LOCK_EX)
+        if other is not None:
+            raise StateFolderInUseError(state_dir, other)
+        named = asdict(replace(occupant or Occupant(), pid=os.getpid()))
+        os.ftruncate(file.fileno(), 0)
+        with suppress(OSError):  # on a full disk nobody is told who it is
+            os.write(file.fileno(), json.dumps(named).encode())
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            pid = file.read().strip()
-            raise StateFolderInUseError(state_dir, int(pid) if pid.isdigit() else None) from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            yield
+        finally:
+            os.ftruncate(file.fileno(), 0)
 
 
-def holder_of(state_dir: Path) -> int | None:
-    """Tell which process holds the state folder, 0 where it cannot be told; None if none does.
-
-    Raises OSError.
-    """
+def holder_of(state_dir: Path) -> Occupant | None:
+    """Tell who holds the state folder; None if nobody does. Raises OSError."""
     try:
         file = (state_dir / "lock").open()
     except FileNotFoundError:
         return None
     with file:
+        return _lock(file, fcntl.LOCK_SH)
+
+
+def _lock(file: TextIO, how: int) -> Occupant | None:
+    """Lock the file, or tell who has it.
+
+    Who that is stands there a moment after it was locked; until then the last one may, and one
+    who only looks, as `holder_of` does, holds it as shortly. So it is tried for a while.
+    """
+    clock = SystemClock()
+    deadline = clock.now() + _NAMED_WITHIN
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, how | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = file.read().strip()
-            return int(pid) if pid.isdigit() else 0
-    return None
+            occupant = _occupant(file)
+            if occupant.pid is not None or clock.now() > deadline:
+                return occupant
+            clock.wait(_LOOK_EVERY)
+        else:
+            return None
+
+
+def _occupant(file: TextIO) -> Occupant:
+    """Read who has the lock; one without a pid where that does not stand there (yet)."""
+    file.seek(0)
+    try:
+        fields = json.loads(file.read())
+        occupant = Occupant(**{f.name: fields[f.name] for f in dataclass_fields(Occupant)})
+    except (ValueError, KeyError, TypeError):
+        return Occupant()
+    alive = isinstance(occupant.pid, int) and psutil.pid_exists(occupant.pid)
+    return occupant if alive else Occupant()
 
 
 def identify(state_dir: Path, name: str | None = None) -> Identity:

@@ -14,7 +14,7 @@ from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.attempt import AttemptRun
-from simagent.worker.capacity import lacking
+from simagent.worker.capacity import refusal
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.health import Health
@@ -147,11 +147,11 @@ class Agent:
             self._wait(self._tick)
             return False
         self._notifier.status(f"{len(self._running)} of {self._slots} slots busy")
+        if self._only is not None:
+            return self._take_only(self._only)
         if len(self._running) >= self._slots:
             self._wait(self._tick)
             return False
-        if self._only is not None:
-            return self._take_only(self._only)
         return not self._take_next(busy=busy) and self._until_empty and not busy and self._empty()
 
     def _keep_house(self) -> None:
@@ -172,7 +172,8 @@ class Agent:
                 self._ctx.ledger.open_ids(self._ctx.settings.group, after="", limit=1)
             self._settle()
             for task, receipt in suspects:
-                free = len(self._running) < self._slots and not self._closing
+                wanted = self._only in (None, task)
+                free = wanted and len(self._running) < self._slots and not self._closing
                 self._reception.reconsider(task, receipt, free=free)
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
@@ -191,6 +192,10 @@ class Agent:
                 self._start(journal, *recovered)
 
     def _take_only(self, task: TaskKeys) -> bool:
+        """Run the one task, beside what an earlier agent left; True when it has ended."""
+        if self._runs(task):
+            self._wait(self._tick)
+            return False
         if self._store.paused:
             self._wait(self._store.pause_left)
             return False
@@ -199,9 +204,12 @@ class Agent:
             if state.terminal:
                 return True
             self._reception.reconsider(task, None)
-            if not self._running:
+            if not self._runs(task):
                 self._wait(self._ctx.settings.look_every)
         return False
+
+    def _runs(self, task: TaskKeys) -> bool:
+        return any(running.run.task == task for running in self._running)
 
     def _take_next(self, *, busy: bool) -> bool:
         """Receive a bell and do what it asks for; False when none came."""
@@ -246,11 +254,12 @@ class Agent:
 
     def _refusal(self, spec: Spec) -> str | None:
         """Tell why a task cannot run on this machine, None where it can."""
-        if not self._ctx.settings.allow_process:
-            return "no runtime is allowed here: set allow_process, or use local engines"
-        if self._ctx.launcher is None and any(command.mpi for command in spec.commands):
-            return "a step asks for MPI, and no mpirun was found: install MPICH"
-        return lacking(spec.resources, self._ctx.journals.root)
+        return refusal(
+            spec,
+            allow_process=self._ctx.settings.allow_process,
+            has_mpi=self._ctx.launcher is not None,
+            folder=self._ctx.journals.root,
+        )
 
     def _leave(self) -> None:
         """Hand the standing order to the running attempts and give them time to obey."""
