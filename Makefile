@@ -70,13 +70,15 @@ clean: ## Remove results and caches
 distclean: clean ## Remove .venv, too
 	@rm -rf $(VENV)
 
+FIRST := the first time takes a minute or two, and about 550 MB
+
 $(VENV)/ready-to-run: pyproject.toml $(VENV)/created
-	@echo "Installing simagent and what the examples need into $(VENV) ..."
+	@echo "Installing simagent and what the examples need into $(VENV) ($(FIRST)) ..."
 	@$(PIP) install -e '.[examples]'
 	@touch $@
 
 $(VENV)/ready-to-develop: pyproject.toml $(VENV)/created
-	@echo "Installing simagent, the examples' and the developers' tools into $(VENV) ..."
+	@echo "Installing simagent, the examples' and the developers' tools into $(VENV) ($(FIRST)) ..."
 	@$(PIP) install -e '.[dev,examples]'
 	@touch $@ $(VENV)/ready-to-run
 

@@ -25,13 +25,19 @@ def run() -> list[Result]:
         rss = agent.memory_info().rss / 1e6
     return [
         Result(
-            "idle agent, CPU",
+            "idle agent, CPU (ratio to the budget)",
             "≤ 0.3 % of a core",
             f"{share * 100:.2f} %",
             share / 0.003,
             share <= 0.003,
         ),
-        Result("idle agent, memory", "≤ 80 MB", f"{rss:.0f} MB", rss / 80, rss <= 80),
+        Result(
+            "idle agent, memory (ratio to the budget)",
+            "≤ 80 MB",
+            f"{rss:.0f} MB",
+            rss / 80,
+            rss <= 80,
+        ),
     ]
 
 
