@@ -32,6 +32,7 @@ TIMES = {
     "bell_extend": 1.0,
     "hide_submitted": 0.5,
     "hide_refused": 0.5,
+    "hide_alive": 2.0,
     "sweep_every": 2.0,
     "ring_after": 2.0,
 }
