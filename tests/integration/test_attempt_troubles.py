@@ -2,8 +2,6 @@
 
 import errno
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,17 +53,6 @@ def epochs_running(task: TaskKeys) -> set[int]:
         if environ.get("SIMAGENT_TASK_ID") == task.id:
             found.add(int(environ["SIMAGENT_EPOCH"]))
     return found
-
-
-@contextmanager
-def outage(rig: Rig) -> Iterator[None]:
-    """Have no store for a while."""
-    store, away = rig.folder / "store", rig.folder / "store is away"
-    store.rename(away)
-    try:
-        yield
-    finally:
-        away.rename(store)
 
 
 class BadRuntime:
@@ -177,11 +164,18 @@ def test_outputs_that_end_the_agent_again_and_again_are_given_up(rig: Rig) -> No
 
 
 def test_a_task_with_outside_effects_is_ended_while_the_store_is_away(rig: Rig) -> None:
-    with rig.agent():
+    faults = Faults(SystemClock())
+
+    def cut_off(ctx: Context) -> Context:
+        ledger = Ledger(FaultyStore(ctx.ledger.store, faults))
+        return replace(ctx, ledger=ledger, lease_ledger=ledger)
+
+    with rig.agent(change=cut_off):
         task = rig.submit(SLEEPER, on_partition="stop", grace=0.5)
         pid = pid_of(rig, task)
-        with outage(rig):
-            rig.until(lambda: not alive(pid))
+        faults.plan = lambda call, key: UNAVAILABLE
+        rig.until(lambda: not alive(pid))
+        faults.plan = lambda call, key: None
         state = rig.until(lambda: s if (s := rig.client.state(task)).counters.errors else None)
         assert state.attempts[0].reason == "partitioned"
         end(rig, task)

@@ -21,7 +21,7 @@ from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context, Identity
 from simagent.worker.holding import Holding
 from simagent.worker.journal import Entry, Journals
-from simagent.worker.orders import Detached, LeaseLost, Orders, Preempted
+from simagent.worker.orders import Detached, LeaseLost, Orders, Partitioned, Preempted
 
 FULL = OSError(errno.ENOSPC, "no space left on device")
 REFUSED = StoreRefusedError("read-only file system")
@@ -93,6 +93,14 @@ def test_an_order_to_leave_ends_the_waiting(it: Fixture, order: Detached | Lease
 def test_a_notice_of_preemption_does_not(it: Fixture) -> None:
     it.clock.after(60.0, lambda: it.orders.interrupt(Preempted("the machine goes away")))
     assert it.holding.persist(lambda: it.failing(REFUSED)) == "done"
+
+
+def test_an_order_that_is_given_again_and_again_does_not_hurry_the_store(it: Fixture) -> None:
+    """So does the lease's thread, at each try to renew."""
+    for number in range(300):
+        it.clock.after(2.0 * number, lambda: it.orders.interrupt(Partitioned("cut off")))
+    assert it.holding.persist(lambda: it.failing(AWAY)) == "done"
+    assert it.calls < 100
 
 
 def test_a_task_that_is_gone_is_lost(it: Fixture) -> None:

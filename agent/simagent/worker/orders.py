@@ -59,7 +59,7 @@ class Orders:
         """Do not go on here, unless an order that outweighs this one stands already."""
         if self.interrupted is None or order.rank > self.interrupted.rank:
             self.interrupted = order
-        self.wake.set()
+            self.wake.set()
 
     def check(self) -> None:
         """Raise the standing order not to go on, if there is one."""
