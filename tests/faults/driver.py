@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -50,10 +50,11 @@ class Options:
     (SIGSTOP), or ``lose`` (the call has been made, its answer is lost). ``record`` is a file that
     the names of all points passed are added to. ``rate`` is the share of store calls that go
     wrong, by the random numbers of ``seed``; ``slow`` the seconds some take. ``wall`` is how many
-    seconds the wall clock is off.
+    seconds the wall clock is off. ``note`` is the file that tells the process id.
     """
 
     config: dict[str, Any]
+    note: str
     point: str = ""
     act: str = ""
     times: int = 1
@@ -216,6 +217,9 @@ class PointedRuntime:
     def keep_alive(self, folder: Path) -> None:
         self._inner.keep_alive(folder)
 
+    def reap(self, known: Callable[[Path], bool]) -> int:
+        return self._inner.reap(known)
+
 
 class PointedJournals(Journals):
     """Journals that pass points."""
@@ -319,6 +323,7 @@ def main() -> None:
     options = Options(**json.loads(sys.argv[1]))
     config = load_config(None, **options.config)
     to_stderr(config)
+    Path(options.note).write_text(f"{os.getpid()}")
     points = Points(options)
     with alone_on(config.state_dir):
         ctx = hurt(open_context(config), options, points, config.state_dir)

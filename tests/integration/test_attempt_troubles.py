@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,9 @@ class BadRuntime:
 
     def keep_alive(self, folder: Path) -> None:
         self._good.keep_alive(folder)
+
+    def reap(self, known: Callable[[Path], bool]) -> int:
+        return self._good.reap(known)
 
 
 class BadStep:

@@ -1,9 +1,9 @@
 """What runs a step, so that it outlives the agent and is found again by the next one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol
 
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
@@ -33,13 +33,42 @@ class StepLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A file or folder of this host that a container sees at ``target``."""
+
+    source: Path
+    target: PurePosixPath
+    writable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """The container that a step runs in, and all it sees of this machine.
+
+    ``image`` is the handle of a `simagent.ports.images.Image`. ``uid`` and ``gid`` are the
+    step's, whatever the image says; ``shm_bytes`` is the size of /dev/shm. Containers that
+    an engine keeps carry ``labels``.
+    """
+
+    image: str
+    uid: int
+    gid: int
+    mounts: tuple[Mount, ...] = ()
+    network: Literal["none", "host"] = "none"
+    shm_bytes: int | None = None
+    gpus: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """All that a step needs to run without the agent.
 
     ``folder`` is where the runtime keeps the records of the attempt's steps; ``number`` counts
-    from 0. ``env`` is the whole environment. ``stdout`` and ``stderr`` are appended to, by
-    the step itself. ``grace`` and ``orphan_limit`` are seconds: how long the step may take to end
-    after SIGTERM, and after how long without any agent it is ended.
+    from 0. ``env`` is the whole environment, in a ``sandbox`` beside what the image sets. ``cwd``
+    is a path in the sandbox where there is one. ``stdout`` and ``stderr``, paths of this host, are
+    appended to by the step itself. ``grace`` and ``orphan_limit`` are seconds: how long the step
+    may take to end after SIGTERM, and after how long without any agent it is ended.
     """
 
     folder: Path
@@ -53,6 +82,7 @@ class StepPlan:
     grace: float = 30.0
     orphan_limit: float = 1800.0
     limits: StepLimits = StepLimits()
+    sandbox: Sandbox | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,4 +150,10 @@ class Runtime(Protocol):
         """Tell the steps whose records are in ``folder`` that an agent looks after them.
 
         To be called more often than any step's ``orphan_limit``.
+        """
+
+    def reap(self, known: Callable[[Path], bool]) -> int:
+        """End and remove what no attempt knows; tell how much that was.
+
+        ``known`` tells of a ``folder`` of a `StepPlan` whether an attempt has it.
         """

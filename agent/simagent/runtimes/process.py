@@ -1,16 +1,15 @@
 """Runs steps as processes of this host, each under a step shim that needs no agent."""
 
 import errno
-import fcntl
 import importlib.util
 import json
 import marshal
 import os
-import secrets
 import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from simagent import shim
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, poll_timeout
 from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan
-from simagent.runtimes import cgroups
+from simagent.runtimes import cgroups, records
 from simagent.runtimes.leftovers import end_leftovers
 from simagent.runtimes.limits import cores, explain, rlimits
 
@@ -77,9 +76,9 @@ class ProcessStep:
 
     def _order(self, grace: float) -> None:
         with suppress(ValueError, LookupError, TypeError):
-            order = _read(self._plan, "stop")  # the shim may not have read it yet
+            order = records.read(self._plan, "stop")  # the shim may not have read it yet
             grace = grace if order is None else min(grace, order["grace"])
-        _replace(self._plan.folder / f"step-{self._plan.number}.stop", {"grace": grace})
+        records.replace(self._plan.folder / f"step-{self._plan.number}.stop", {"grace": grace})
 
     def _tree(self) -> list[shim.Process]:
         found = shim.descendants(self._started["shim"]["pid"])
@@ -101,7 +100,7 @@ class ProcessStep:
 
     def _read_exit(self) -> StepExit:
         try:
-            record = _read(self._plan, "exit")
+            record = records.read(self._plan, "exit")
             if record is not None:
                 return _step_exit(record, self._plan)
         except (ValueError, LookupError, TypeError):
@@ -176,9 +175,9 @@ class ProcessRuntime:
         """
         deadline = time.monotonic() + self._start_limit
         while True:
-            alive = _locked(plan)  # looked at first: once it is free, the records are final
+            alive = records.locked(plan)  # looked at first: once it is free, the records are final
             try:
-                started = _read(plan, "started")
+                started = records.read(plan, "started")
             except ValueError as error:
                 raise RuntimeFailedError(Reason.AGENT_ERROR, f"corrupt record: {error}") from None
             if started is None and not alive:
@@ -197,6 +196,11 @@ class ProcessRuntime:
         """Tell the steps whose records are in ``folder`` that an agent looks after them."""
         if folder.is_dir():
             (folder / shim.ATTENTION).touch(mode=0o600)
+
+    def reap(self, known: Callable[[Path], bool]) -> int:
+        """Nothing: the shim of a step whose attempt is gone ends it and leaves nothing."""
+        del known
+        return 0
 
     def _write(self, plan: StepPlan) -> None:
         plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,10 +223,10 @@ class ProcessRuntime:
             "cpus": cores(plan.limits, attempt),
             "cgroup": cgroup and str(cgroup),
         }
-        _replace(plan.folder / _SHIM, self._shim)
+        records.replace(plan.folder / _SHIM, self._shim)
         if plan.stdin is not None:
-            _replace(stdin, plan.stdin)
-        _replace(plan.folder / f"{name}.json", record)
+            records.replace(stdin, plan.stdin)
+        records.replace(plan.folder / f"{name}.json", record)
 
     def _spawn(self, plan: StepPlan) -> tuple[int, int]:
         """Start the shim; give its process id and the pipe that says when it has started."""
@@ -315,36 +319,3 @@ def _open_shim(started: dict[str, Any]) -> int | None:
         os.close(fd)
         return None
     return fd
-
-
-def _locked(plan: StepPlan) -> bool:
-    try:
-        with open(plan.folder / f"step-{plan.number}.lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _read(plan: StepPlan, kind: str) -> dict[str, Any] | None:
-    """Read a record of the step, None if there is none. Raises ValueError."""
-    try:
-        text = (plan.folder / f"step-{plan.number}.{kind}").read_bytes()
-    except FileNotFoundError:
-        return None
-    record = json.loads(text)
-    if not isinstance(record, dict):
-        raise ValueError(f"step-{plan.number}.{kind} is not a JSON object")
-    return record
-
-
-def _replace(path: Path, content: bytes | dict[str, Any]) -> None:
-    """Write a file whole; not synced, as it is of no use after a restart of the machine."""
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    # Two agents may both try to start the step: each under a name of its own.
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    part.touch(mode=0o600)
-    part.write_bytes(data)
-    part.replace(path)

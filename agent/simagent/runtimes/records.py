@@ -1,0 +1,43 @@
+"""The records of a step: small files that outlive the agent, beside those of the shim."""
+
+import fcntl
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from simagent.ports.runtime import StepPlan
+
+
+def locked(plan: StepPlan) -> bool:
+    """Tell whether the shim of a step is alive."""
+    try:
+        with open(plan.folder / f"step-{plan.number}.lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def read(plan: StepPlan, kind: str) -> dict[str, Any] | None:
+    """Read a record of the step, None if there is none. Raises ValueError."""
+    try:
+        text = (plan.folder / f"step-{plan.number}.{kind}").read_bytes()
+    except FileNotFoundError:
+        return None
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError(f"step-{plan.number}.{kind} is not a JSON object")
+    return record
+
+
+def replace(path: Path, content: bytes | dict[str, Any]) -> None:
+    """Write a file whole; not synced, as it is of no use after a restart of the machine."""
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    # Two agents may both try to start the step: each under a name of its own.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part.touch(mode=0o600)
+    part.write_bytes(data)
+    part.replace(path)
