@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from faults.lab import FULL, SCALE, Lab, Measured, Stopwatch
+from faults.lab import FULL, PATIENCE, SCALE, Lab, Measured, Stopwatch
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long cases to `make faults`."""
+    """Leave the long cases to `make faults`, and give all of them the time that they wait for."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(5 * PATIENCE))
     left = [item for item in items if item.get_closest_marker("full") and not FULL]
     if left:
         items[:] = [item for item in items if item not in left]

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fakes.rig import TIMES as RIG_TIMES
 from fakes.rig import Rig
@@ -18,14 +18,29 @@ from faults.recorder import Recorder, Watch
 from simagent.config import Config, load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
+from simagent.domain.state import State
+
+_T = TypeVar("_T")
 
 FULL = bool(os.environ.get("SIMAGENT_FAULTS_FULL"))
 """Whether every case is run, or a choice that takes a minute."""
 
-TIMES = RIG_TIMES | {"hide_alive": 2.0, "bell_visibility": 3.0, "sweep_every": 1.0}
+TIMES = RIG_TIMES | {
+    "lease_ttl": 6.0,  # a busy machine may keep an agent from renewing for seconds
+    "hide_alive": 2.0,
+    "bell_visibility": 3.0,
+    "sweep_every": 1.0,
+}
 SCALE = 60.0 / TIMES["lease_ttl"]
 """By how much the protocol's times are shorter here than in earnest."""
 
+PATIENCE = 60.0 + 10 * sum(TIMES.values())
+"""Seconds to wait for what has to happen in the end. Of use only where it does not: the protocol's
+waits, one after the other, each many times over, and as much again for a machine that is busy."""
+LONG = 2 * PATIENCE
+"""Seconds that a payload may go on where the test is to end it."""
+
+_CALM = 10 * TIMES["sweep_every"]
 _HERE = Path(__file__).parent
 
 
@@ -88,11 +103,36 @@ class Lab(Rig):
         ran = self.truth / task.id / step / "ran"
         return self.until(lambda: int(ran.read_text().split()[0]) if ran.exists() else None)
 
+    # --- Waiting -------------------------------------------------------------------------------
+
+    def until(self, look: Callable[[], _T | None], seconds: float = PATIENCE) -> _T:
+        """Look until there is something to see."""
+        return super().until(look, seconds)
+
+    def finish(self, task: TaskKeys, seconds: float = PATIENCE) -> State:
+        """Wait for the task's end."""
+        return super().finish(task, seconds)
+
+    def dies(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait until an agent is killed at its point; False where it never comes to that.
+
+        It does not once nothing has been under way for as long as agents do anything by themselves.
+        """
+        recorder, all_of_it, calm = Recorder(self.folder), Stopwatch(), Stopwatch()
+        while process.poll() is None and calm.running() < _CALM:
+            if recorder.unsettled():
+                calm = Stopwatch()
+            assert all_of_it.running() < PATIENCE, "waited in vain"
+            threading.Event().wait(0.05)
+        assert process.returncode in (None, -signal.SIGKILL), f"it ended: {process.returncode}"
+        return process.returncode is not None
+
     # --- Agents --------------------------------------------------------------------------------
 
     def start(self, name: str = "state", **options: object) -> subprocess.Popen[bytes]:
         """Start an agent as a process of its own, to be hurt as the options of driver.py say."""
-        options = {"config": self._settings(name), **options}
+        note = str(self.truth / "agents" / name)
+        options = {"config": self._settings(name), "note": note, **options}
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -100,7 +140,6 @@ class Lab(Rig):
                 env=environment,
                 stderr=log,
             )
-        (self.truth / "agents" / name).write_text(f"{process.pid}")
         self.agents.append(process)
         return process
 
@@ -143,7 +182,7 @@ class Lab(Rig):
             process.send_signal(signal.SIGCONT)
             process.terminate()
         for process in alive:
-            process.wait(60)
+            process.wait(PATIENCE)
 
     def stopped(self, process: subprocess.Popen[bytes]) -> None:
         """Wait until a process is stopped by a signal."""
@@ -158,16 +197,20 @@ class Lab(Rig):
 
     def __exit__(self, failed: object, *_: object) -> None:
         self._watch.__exit__()
+        self.go()
         if failed is None:
             self.stop()
         for process in self.agents:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        for left in Recorder(self.folder).processes() if failed is not None else ():
+            with suppress(ProcessLookupError):
+                os.kill(left[0], signal.SIGKILL)
 
-    def check(self, *, calm: bool = False, seconds: float = 30.0) -> None:
-        """Wait until all is as it was promised; fail with what is not."""
-        found = self._watch.findings + Recorder(self.folder, calm=calm).settled(seconds)
+    def check(self, *, calm: bool = False) -> None:
+        """Wait until nothing is under way any more; fail with what is not as it was promised."""
+        found = self._watch.findings + Recorder(self.folder, calm=calm).settled(PATIENCE)
         assert not found, "\n".join(found)
 
 

@@ -32,6 +32,7 @@ ORDER = {
     "finalizing": {"preparing"} | ENDED,
 }
 STREAMS = ("stdout", "stderr")
+STATES = "store/p/*/tasks/*/state.json"
 EXTRAS = {"stdout.txt", "stderr.txt", "system_metrics.csv"}
 _PIECE = 2**20
 
@@ -86,19 +87,34 @@ class Recorder:
 
     def findings(self) -> list[str]:
         """Tell everything that is not as it was promised."""
+        return self.wrong() + self.unsettled()
+
+    def wrong(self) -> list[str]:
+        """Tell what is wrong for good: of the tasks that have ended, and of what is gone."""
         found = [f"{task.id}: {wrong}" for task in self.tasks() for wrong in self._look_at(task)]
-        return found + list(self._accepted()) + list(self._left_behind())
+        return found + list(self._accepted()) + list(self._set_aside()) + list(self._twice_dead())
+
+    def unsettled(self) -> list[str]:
+        """Tell what may still be under way: tasks that run, and what is there for them only."""
+        return list(self._open()) + list(self._left_behind())
 
     def settled(self, seconds: float) -> list[str]:
-        """Tell what is still not as promised after some seconds."""
+        """Judge once nothing is under way any more, after so many seconds at the latest.
+
+        A bell may still come then, from an agent that looked while the task ran: it is waited for
+        anew where that is all there is to find.
+        """
         deadline = time.monotonic() + seconds
-        while (found := self.findings()) and time.monotonic() < deadline:
-            threading.Event().wait(0.1)
-        return found
+        while True:
+            while self.unsettled() and time.monotonic() < deadline:
+                threading.Event().wait(0.1)
+            wrong, left = self.wrong(), self.unsettled()
+            if wrong or not left or time.monotonic() >= deadline:
+                return wrong + left
 
     def tasks(self) -> Iterator[Task]:
         """Read all tasks that have a state."""
-        for path in sorted(self._run.glob("store/p/*/tasks/*/state.json")):
+        for path in sorted(self._run.glob(STATES)):
             task = Task(path.parent.name, path.parent, json.loads(path.read_bytes()))
             truth = self._run / "truth" / task.id
             if truth.is_dir():
@@ -119,7 +135,6 @@ class Recorder:
     def _task(self, task: Task) -> Iterator[str]:
         state = task.state
         if state["status"] not in ENDED:
-            yield f"it has not ended: {state['status']}, epoch {state['epoch']}"
             return
         if state["outcome"] != state["status"] or state["lease"] is not None:
             yield f"ended as {state['status']} with {state['outcome']}, {state['lease']}"
@@ -204,27 +219,40 @@ class Recorder:
         for missing in ids - {task.id for task in self.tasks()}:
             yield f"{missing}: it was accepted and is gone"
 
+    def _open(self) -> Iterator[str]:
+        for path in sorted(self._run.glob(STATES)):
+            state = json.loads(path.read_bytes())
+            if state["status"] not in ENDED:
+                yield f"{path.parent.name}: not ended: {state['status']}, epoch {state['epoch']}"
+
+    def _set_aside(self) -> Iterator[str]:
+        for folder in self._run.glob("*/set-aside/*") if self._calm else ():
+            yield f"something was set aside: {folder.relative_to(self._run)}"
+
     def _left_behind(self) -> Iterator[str]:
-        for pid, what in self._processes():
+        for pid, what in self.processes():
             yield f"process {pid} is left: {what}"
         for marker in self._run.glob("store/open/*/*"):
             yield f"a marker is left: {marker.name}"
         for folder in self._run.glob("*/attempts/*"):
             yield f"an attempt's folder is left: {folder.relative_to(self._run)}"
-        for folder in self._run.glob("*/set-aside/*"):
-            if self._calm:
-                yield f"something was set aside: {folder.relative_to(self._run)}"
-        for body in self._bells():
-            yield f"a bell is left: {body}"
+        for row in self._queue("SELECT * FROM messages"):
+            yield f"a bell is left: {row}"
 
-    def _bells(self) -> list[str]:
+    def _twice_dead(self) -> Iterator[str]:
+        query = "SELECT body, count(*) FROM dead_letters GROUP BY body HAVING count(*) > 1"
+        for body, count in self._queue(query):
+            yield f"it lies {count} times with the dead letters: {body}"
+
+    def _queue(self, query: str) -> list[tuple[Any, ...]]:
         path = self._run / "queue.db"
         if not path.exists():
             return []
-        with closing(sqlite3.connect(path, timeout=10)) as database:
-            return [f"{row}" for row in database.execute("SELECT * FROM messages")]
+        with closing(sqlite3.connect(path, timeout=60)) as database:
+            return database.execute(query).fetchall()
 
-    def _processes(self) -> Iterator[tuple[int, str]]:
+    def processes(self) -> Iterator[tuple[int, str]]:
+        """List what runs for the tasks, on behalf of agents that live or not: ids, commands."""
         ids = {path.name.encode() for path in self._run.glob("store/p/*/tasks/*")}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit() or int(folder.name) == os.getpid():
@@ -243,7 +271,7 @@ class Recorder:
 class Watch:
     """Reads every state again and again while a run goes on: what ended must stay ended."""
 
-    def __init__(self, run: Path, *, every: float = 0.01) -> None:
+    def __init__(self, run: Path, *, every: float = 0.05) -> None:
         self._run = run
         self._every = every
         self._seen: dict[Path, tuple[int, dict[str, Any]]] = {}
@@ -261,7 +289,7 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._over.wait(self._every):
-            for path in self._run.glob("store/p/*/tasks/*/state.json"):
+            for path in self._run.glob(STATES):
                 with suppress(OSError):
                     self._look(path)
 

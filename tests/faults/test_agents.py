@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.lab import FULL, Lab, Measured, Stopwatch
+from faults.lab import FULL, LONG, Lab, Measured, Stopwatch
 from simagent.domain import bell
 from simagent.domain.times import Times
 from simagent.queues.sqlite import SqliteQueue
@@ -19,7 +19,7 @@ TRANSITIONS = ("preparing", "running", "running again", "finalizing", "succeeded
 
 
 def test_kill_9_ten_times_in_one_run(lab: Lab, measured: Measured) -> None:
-    task = lab.task(("until", 100.0))
+    task = lab.task(("until", LONG))
     process = lab.start()
     pid = lab.pid(task)
     times = []
@@ -44,9 +44,12 @@ def test_kill_9_ten_times_in_one_run(lab: Lab, measured: Measured) -> None:
 def test_an_agent_frozen_before_a_write_wakes_up_to_find_another_at_work(
     lab: Lab, measured: Measured, transition: str
 ) -> None:
-    task = lab.task(("tick", 1.2))
+    task = lab.task(("until", LONG))
+    if transition != "running again":  # the command ends only after that
+        lab.go()
     frozen = lab.start("frozen", point=f"store.put state.json:{transition} before", act="stop")
     lab.stopped(frozen)
+    lab.go()
     before = lab.client.state(task).epoch
     watch = Stopwatch()
     lab.start("other")
@@ -74,7 +77,7 @@ def test_a_task_whose_bell_rings_twice_is_run_once(lab: Lab) -> None:
 def test_an_agent_whose_clock_is_an_hour_off_takes_nothing_from_the_living(
     lab: Lab, hours: int
 ) -> None:
-    tasks = [lab.task(("until", 60.0)) for _ in range(2)]
+    tasks = [lab.task(("until", LONG)) for _ in range(2)]
     lab.start("right", slots=2)
     lab.start("wrong", slots=2, wall=hours * 3600.0)
     for task in tasks:
@@ -93,7 +96,7 @@ def test_the_only_agent_dies_and_its_bell_rings_again_for_the_next(
 ) -> None:
     """With the real times; the queue's file tells when the bell is to ring."""
     with Lab(tmp_path / "real", **Times().model_dump()) as real:
-        task = real.task(("until", 60.0))
+        task = real.task(("until", LONG))
         process = real.start()
         real.pid(task)
         process.kill()
@@ -112,13 +115,13 @@ def test_the_only_agent_dies_and_its_bell_rings_again_for_the_next(
 def test_a_task_that_kills_its_agents_ends_as_lost_and_lies_with_the_dead_letters(
     lab: Lab, measured: Measured
 ) -> None:
-    task = lab.task(("assassin", 60.0), max_attempts=2)
+    task = lab.task(("assassin", LONG), max_attempts=2)
     watch = Stopwatch()
     victims = 0
     while True:
         victims += 1
         agent = lab.start(f"victim-{victims}")
-        lab.until(lambda a=agent: lab.ended(task) or a.poll() is not None, 60)  # type: ignore[misc]
+        lab.until(lambda a=agent: lab.ended(task) or a.poll() is not None)  # type: ignore[misc]
         if lab.ended(task):
             break
         lab.forget(f"victim-{victims}")

@@ -1,8 +1,6 @@
 """The agent is killed, or an answer kept from it, at every point that a task's run passes."""
 
 import re
-import signal
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.lab import FULL, Lab
+from faults.lab import FULL, PATIENCE, Lab
 
 SHARDS, EVERY = (4, 1) if FULL else (1, 12)
 AT_ONCE = 4
@@ -58,12 +56,10 @@ def each(chosen: list[str], case: Case, folder: Path) -> None:
 def killed_at(lab: Lab, point: str) -> bool:
     task = lab.canonical()
     process = lab.start(point=point, act="kill")
-    try:
-        assert process.wait(20) == -signal.SIGKILL
-    except subprocess.TimeoutExpired:
+    if not lab.dies(process):
         return False
     lab.start()
-    assert lab.finish(task, 40).status == "succeeded"
+    assert lab.finish(task).status == "succeeded"
     lab.check(calm=True)
     return True
 
@@ -71,12 +67,12 @@ def killed_at(lab: Lab, point: str) -> bool:
 def loses_answer(lab: Lab, point: str) -> bool:
     task = lab.canonical()
     lab.start(point=point, act="lose", record=str(lab.folder / "points"))
-    assert lab.finish(task, 40).status == "succeeded"
+    assert lab.finish(task).status == "succeeded"
     lab.check(calm=True)
     return point in (lab.folder / "points").read_text().splitlines()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(20 * PATIENCE)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_kill_9_at_every_point_loses_nothing_and_repeats_nothing(
     tmp_path: Path, shard: int
@@ -87,7 +83,7 @@ def test_kill_9_at_every_point_loses_nothing_and_repeats_nothing(
     each(found[shard * EVERY :: SHARDS * EVERY], killed_at, tmp_path)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(20 * PATIENCE)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_a_lost_answer_at_every_change_costs_nothing(tmp_path: Path, shard: int) -> None:
     (tmp_path / "record").mkdir()
@@ -97,18 +93,16 @@ def test_a_lost_answer_at_every_change_costs_nothing(tmp_path: Path, shard: int)
 
 def killed_again_at(moment: str, lab: Lab, point: str) -> bool:
     task = lab.canonical()
-    assert lab.start(point=moment, act="kill").wait(30) == -signal.SIGKILL
-    try:
-        assert lab.start(point=point, act="kill").wait(20) == -signal.SIGKILL
-    except subprocess.TimeoutExpired:
+    assert lab.dies(lab.start(point=moment, act="kill"))
+    if not lab.dies(lab.start(point=point, act="kill")):
         return False
     lab.start()
-    assert lab.finish(task, 40).status == "succeeded"
+    assert lab.finish(task).status == "succeeded"
     lab.check(calm=True)
     return True
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(20 * PATIENCE)
 @pytest.mark.parametrize(
     "moment", [m if m == "upload" else pytest.param(m, marks=pytest.mark.full) for m in MOMENTS]
 )
@@ -116,7 +110,7 @@ def test_kill_9_at_every_point_of_a_recovery(tmp_path: Path, moment: str) -> Non
     (tmp_path / "record").mkdir()
     with Lab(tmp_path / "record") as lab:
         lab.canonical()
-        assert lab.start(point=MOMENTS[moment], act="kill").wait(30) == -signal.SIGKILL
+        assert lab.dies(lab.start(point=MOMENTS[moment], act="kill"))
         lab.start(record=str(tmp_path / "points"))
         lab.check(calm=True)
     found = sorted((tmp_path / "points").read_text().splitlines())

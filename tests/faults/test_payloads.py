@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from faults.lab import Lab, Measured, Stopwatch
+from faults.lab import LONG, Lab, Measured, Stopwatch
 from faults.test_engines import needs_mount, small_disk
 from simagent.domain.state import State
 
@@ -14,9 +14,9 @@ from simagent.domain.state import State
     ("mode", "number"),
     [
         ("strange", 10.0),
-        ("daemonise", 60.0),
+        ("daemonise", LONG),
         ("flood", 20.0),
-        pytest.param("flood", 1024.0, marks=[pytest.mark.full, pytest.mark.timeout(600)]),
+        pytest.param("flood", 1024.0, marks=pytest.mark.full),
         pytest.param("eat", 200.0, marks=pytest.mark.full),
         pytest.param("known", 20_000.0, marks=pytest.mark.full),
     ],
@@ -26,13 +26,13 @@ def test_it_ends_with_all_that_it_wrote_and_leaves_nothing(
 ) -> None:
     task = lab.task((mode, number), ("known", 1.0))
     lab.start()
-    assert lab.finish(task, 400).status == "succeeded"
-    lab.check(calm=True, seconds=60)
+    assert lab.finish(task).status == "succeeded"
+    lab.check(calm=True)
 
 
 @pytest.mark.parametrize("mode", ["stubborn", "children", "fork", "daemonise"])
 def test_a_kill_ends_all_of_it(lab: Lab, measured: Measured, mode: str) -> None:
-    task = lab.task((mode, 100.0), ("tick", 100.0), grace=0.5)
+    task = lab.task((mode, LONG), ("tick", LONG), grace=0.5)
     lab.start()
     lab.pid(task)
     if mode != "children":  # it says nothing before its end
@@ -46,7 +46,7 @@ def test_a_kill_ends_all_of_it(lab: Lab, measured: Measured, mode: str) -> None:
 
 
 def test_a_time_limit_ends_what_resists(lab: Lab) -> None:
-    task = lab.task(("stubborn", 100.0), time_limit=1.0, grace=0.5)
+    task = lab.task(("stubborn", LONG), time_limit=1.0, grace=0.5)
     lab.start()
     assert lab.finish(task).reason == "time_limit"
     lab.check(calm=True)
@@ -60,9 +60,9 @@ def test_a_simulator_that_fills_the_disk(lab: Lab) -> None:
         task = lab.task(("tick", 0.2), ("fill", 100.0), max_attempts=2)
         first = lab.start()
         with lab.kept(first):
-            state = lab.finish(task, 60)
+            state = lab.finish(task)
             assert state.status in ("failed", "error")
-            lab.check(seconds=60)
+            lab.check()
 
 
 STAGES = {
@@ -109,7 +109,7 @@ def test_a_kill_at_every_stage(lab: Lab, stage: str, then: Callable[[Lab], None]
     lab.stopped(process)
     asked = lab.client.kill(task, by="tester", grace=0.5)
     then(lab)
-    state = lab.finish(task, 60)
+    state = lab.finish(task)
     expected = "succeeded" if stage in TOO_LATE else "killed"
     if stage == "ended" and then is _agent_lives:
         expected = "succeeded"  # it still knows
