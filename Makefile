@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults chaos system-packages lint format bench venv clean distclean
+.PHONY: help run test faults chaos system-packages engines lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -49,6 +49,9 @@ system-packages:
 	@command -v systemd-analyze >/dev/null || ! command -v apt-get >/dev/null || \
 		{ $(call apt-install,systemd); }
 
+engines: ## Install Docker Engine, a registry and Apptainer for the tests that need them
+	@tests/env/install.sh
+
 lint: $(VENV)/ready-to-develop ## Check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -64,6 +67,7 @@ bench: $(VENV)/ready-to-develop ## Measure against the budgets
 venv: $(VENV)/ready-to-develop ## Set up .venv for development, and nothing else
 
 clean: ## Remove results and caches
+	@[ ! -d build/engines ] || PYTHONPATH=tests $(PYTHON) -m engines remove
 	@rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find agent tests bench examples -name __pycache__ -prune -exec rm -rf {} +
 

@@ -6,6 +6,8 @@ from collections.abc import Generator
 
 import pytest
 
+pytest_plugins = ["engines.fixtures"]
+
 _OF_THE_MACHINE = "machine: "
 """How a reason to skip begins where nothing that could be installed would help."""
 

@@ -1,0 +1,1 @@
+"""Real container engines for tests, that touch none which the machine may run already."""
