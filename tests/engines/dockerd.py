@@ -1,5 +1,6 @@
 """A Docker Engine of our own: containerd and dockerd with folders and a socket of theirs."""
 
+import contextlib
 import io
 import json
 import os
@@ -56,6 +57,15 @@ def _as_root(*argv: str) -> str:
 
 def _sudo() -> list[str]:
     return ["sudo", "-n"] if os.geteuid() else []
+
+
+def _states(pid: int | None) -> set[str]:
+    """Give the letters of the states of a process's threads."""
+    states = set()
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            states.add((thread / "stat").read_text().rpartition(")")[2].split()[0])
+    return states
 
 
 class Engine:
@@ -116,6 +126,7 @@ class Engine:
     def freeze(self) -> None:
         """Let dockerd answer nothing any more, until `thaw`; connections are still accepted."""
         self._signal("dockerd", signal.SIGSTOP)
+        self._wait(lambda: _states(self._pid("dockerd")) == {"T"}, "dockerd")
 
     def thaw(self) -> None:
         """Undo `freeze`."""
@@ -177,11 +188,13 @@ class Engine:
         """Give the process of a daemon that runs."""
         try:
             pid = int((self.folder / f"{daemon}.started").read_text())
-            # A process that has ended has no command line, nor has a stranger ours.
-            mine = str(self.folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            states = _states(pid)
         except (OSError, ValueError):
             return None
-        return pid if mine else None
+        # A stranger has other words. In the middle of exec there are none, as with a zombie.
+        mine = str(self.folder).encode() in words or not words
+        return pid if mine and states - {"Z", "X"} else None
 
     def _runs(self, daemon: str) -> bool:
         return self._pid(daemon) is not None
