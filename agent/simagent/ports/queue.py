@@ -55,4 +55,4 @@ class Queue(Protocol):
         """Remove the message."""
 
     def reject(self, message: Message, reason: str) -> None:
-        """Move the message to the dead letters, with the reason."""
+        """Move the message to the dead letters, with the reason; one of several alike is kept."""

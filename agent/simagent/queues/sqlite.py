@@ -121,16 +121,21 @@ class SqliteQueue:
         )
 
     def reject(self, message: Message, reason: str) -> None:
-        """Move the message to the dead letters, with the reason; the oldest make room."""
+        """Move the message to the dead letters, with the reason; the oldest make room.
+
+        One that lies there with the same body and reason is not kept twice.
+        """
 
         def move(database: sqlite3.Connection) -> None:
             cursor = database.execute(
                 "INSERT INTO dead_letters (queue, body, reason, receives, rejected_at)"
-                " SELECT queue, body, ?, receives, ? FROM messages WHERE receipt = ?",
-                (reason, self._clock.wall(), message.receipt),
+                " SELECT queue, body, ?, receives, ? FROM messages WHERE receipt = ?"
+                " AND NOT EXISTS (SELECT 1 FROM dead_letters AS d WHERE d.queue = messages.queue"
+                " AND d.body = messages.body AND d.reason = ?)",
+                (reason, self._clock.wall(), message.receipt, reason),
             )
+            database.execute("DELETE FROM messages WHERE receipt = ?", (message.receipt,))
             if cursor.rowcount:
-                database.execute("DELETE FROM messages WHERE receipt = ?", (message.receipt,))
                 database.execute(
                     "DELETE FROM dead_letters WHERE id <= (SELECT max(id) FROM dead_letters) - ?",
                     (_MAX_DEAD_LETTERS,),

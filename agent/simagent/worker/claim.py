@@ -11,7 +11,7 @@ from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journal
-from simagent.worker.receive import Claim
+from simagent.worker.receive import Claim, tell_of_loss
 
 log = structlog.get_logger()
 
@@ -67,6 +67,7 @@ def claim(
         return None
     except (StoreError, CorruptError, TooNewError) as error:
         raise ClaimUnknownError(journal, str(error)) from error
+    tell_of_loss(task, state, before=judged.epoch)
     log.info(Event.TASK_CLAIMED, task=task.id, epoch=me.epoch, lost=verdict.lost)
     return journal, state
 

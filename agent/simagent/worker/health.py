@@ -9,7 +9,7 @@ import structlog
 from simagent.domain.events import Event
 from simagent.ports.clock import Clock
 
-_LONGEST_PAUSE = 30.0
+_LONGEST_PAUSE = 5.0
 
 log = structlog.get_logger()
 

@@ -25,6 +25,8 @@ from simagent.worker.journal import Journal
 from simagent.worker.orders import Detached, LeaseLost, Orders
 from simagent.worker.steps import Ending
 
+_LONGEST_PAUSE = 5.0
+
 _T = TypeVar("_T")
 
 log = structlog.get_logger()
@@ -139,7 +141,12 @@ class Holding:
         while True:
             try:
                 return retrying(
-                    call, clock=self._ctx.clock, wake=self._orders.wake, on=on, log=self._tell
+                    call,
+                    clock=self._ctx.clock,
+                    wake=self._orders.wake,
+                    on=on,
+                    cap=_LONGEST_PAUSE,
+                    log=self._tell,
                 )
             except InterruptedRetryError:
                 self._orders.wake.clear()

@@ -71,6 +71,13 @@ def poison_of(state: State) -> str:
     return f"{Reason.AGENT_LOST}: {state.message}" if lost else ""
 
 
+def tell_of_loss(task: TaskKeys, state: State, *, before: int) -> None:
+    """Log the end of the attempt ``before`` where its agent was lost, which cannot do so itself."""
+    for attempt in state.attempts:
+        if attempt.epoch == before and attempt.reason is Reason.AGENT_LOST:
+            log.warning(Event.ATTEMPT_LOST, task=task.id, epoch=attempt.epoch, agent=attempt.agent)
+
+
 @dataclass(slots=True)
 class _Suspicion:
     judged: Judged

@@ -17,7 +17,7 @@ from simagent.ports.queue import Message
 from simagent.worker.claim import ClaimUnknownError, claim
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
-from simagent.worker.receive import Claim, Close, Gone, Hide, Judge, poison_of
+from simagent.worker.receive import Claim, Close, Gone, Hide, Judge, poison_of, tell_of_loss
 
 log = structlog.get_logger()
 
@@ -88,6 +88,7 @@ class Reception:
             state = self._ctx.ledger.change(task, change)
         except (SupersededError, TooNewError):
             return  # it moved on: the bell comes again
+        tell_of_loss(task, state, before=state.epoch)
         log.warning(Event.TASK_CLOSED, task=task.id, status=state.status.value, reason=state.reason)
         self._dismiss(task, receipt, poison_of(state))
 

@@ -64,6 +64,7 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
             log.debug("bell not deleted", task=entry.task, error=str(error))
         journal.remove()
     elif journal.steps.exists():
+        log.warning(Event.LEASE_LOST, task=entry.task, epoch=entry.epoch)
         ctx.journals.set_aside(journal.folder, f"{Reason.AGENT_LOST}: the task went on elsewhere")
     else:
         journal.remove()  # an intent that was never applied, or nothing was begun
