@@ -11,7 +11,6 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from simagent.domain import keys
-from simagent.domain.ids import check_id, check_name
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import FORMAT as SPEC_FORMAT
@@ -167,41 +166,41 @@ class Ledger:
         """Mark the task as not terminal, for the sweep."""
         body = json.dumps({"format": 1, "project": task.project}).encode()
         with self._counted():
-            self.store.put(keys.open_marker(group, task.id), body)
+            self.store.put(keys.open_marker(group, task), body)
 
     def remove_marker(self, group: str, task: TaskKeys) -> None:
         """Forget the task in the sweep."""
         with self._counted():
-            self.store.delete(keys.open_marker(group, task.id))
+            self.store.delete(keys.open_marker(group, task))
 
-    def open_ids(self, group: str, *, after: str, limit: int) -> list[str]:
-        """List the ids of tasks not known to be terminal, in their order, those past ``after``."""
+    def markers(self, group: str, *, after: str, limit: int) -> list[str]:
+        """List the markers of tasks not known to be terminal, by name, those past ``after``."""
         prefix = keys.open_prefix(group)
         with self._counted():
             entries = list(self.store.scan(prefix, after=prefix + after, limit=limit))
         return [entry.key.removeprefix(prefix) for entry in entries]
 
-    def marked(self, group: str, task_id: str) -> TaskKeys | None:
+    def marked(self, group: str, name: str) -> TaskKeys | None:
         """Find the task of a marker; None where the marker is gone.
 
         Raises `CorruptError` where it names no task that can be.
         """
-        key = keys.open_marker(group, task_id)
+        key = keys.open_prefix(group) + name
         try:
             with self._counted():
-                data = self.store.get(key).data
+                self.store.head(key)
         except NotFoundError:
             return None
         try:
-            return TaskKeys(check_name(json.loads(data)["project"]), check_id(task_id))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise CorruptError(f"{key} cannot be read: {error}") from error
+            return keys.marked(name)
+        except ValueError as error:
+            raise CorruptError(f"{key} is no marker of a task: {error}") from error
 
     def open_tasks(self, group: str, *, after: str, limit: int) -> Iterator[TaskKeys]:
         """Walk the tasks not known to be terminal; markers that cannot be read are left out."""
-        for task_id in self.open_ids(group, after=after, limit=limit):
+        for name in self.markers(group, after=after, limit=limit):
             try:
-                task = self.marked(group, task_id)
+                task = self.marked(group, name)
             except CorruptError:
                 continue
             if task is not None:

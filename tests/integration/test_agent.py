@@ -235,7 +235,7 @@ def test_a_newer_versions_bell_is_left_for_others(rig: Rig) -> None:
 
 
 def test_a_marker_without_a_task_does_not_keep_an_agent_from_ending(rig: Rig) -> None:
-    open_store(rig.config()).put("open/default/nobody", b"{}")
+    open_store(rig.config()).put("open/default/nobody.default", b"{}")
     process = rig.process("state", "--until-empty")
     assert process.wait(30) == 0
 

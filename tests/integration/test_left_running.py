@@ -11,7 +11,7 @@ from fakes.rig import Rig
 from fakes.steps import alive
 from fakes.tasks import attempt
 from simagent.cli.sweeping import sweep_group
-from simagent.domain.keys import TaskKeys
+from simagent.domain.keys import TaskKeys, open_marker
 from simagent.domain.spec import Spec
 from simagent.domain.state import Lease, State, Status
 from simagent.ports.clock import SystemClock, Wake
@@ -160,7 +160,9 @@ def test_commands_are_looked_after_also_where_no_new_ones_may_run(rig: Rig, tmp_
         other = rig.submit("true")
         queue_is_heard = rig.submit("true")
         rig.client.kill(queue_is_heard, by="the test")
-        rig.until(lambda: not (rig.folder / "store/open/default" / queue_is_heard.id).exists())
+        rig.until(
+            lambda: not (rig.folder / "store" / open_marker("default", queue_is_heard)).exists()
+        )
         assert rig.client.state(other).status == "queued"
 
 

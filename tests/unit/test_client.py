@@ -9,7 +9,7 @@ from fakes.faults import UNAVAILABLE, Fault, Faults, FaultyStore
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import place
-from simagent.client import Client, ClientError
+from simagent.client import Client, ClientError, UsageError
 from simagent.domain import bell, keys
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
@@ -150,3 +150,14 @@ def test_a_deleted_task_is_not_retried_and_that_is_said() -> None:
     with pytest.raises(ClientError, match="was deleted"):
         desk.client.retry(task)
     assert desk.client.state(task).status is Status.DELETED
+
+
+def test_the_id_of_a_deleted_task_is_refused_and_nothing_is_written() -> None:
+    desk = Desk()
+    task = desk.client.submit(HELLO, base=Path(), task_id="T")
+    desk.client.kill(task, by="somebody")
+    desk.client.delete(task)
+    before = list(desk.store.scan(""))
+    with pytest.raises(UsageError, match="was deleted: use another --id"):
+        desk.client.submit(HELLO, base=Path(), task_id="T")
+    assert list(desk.store.scan("")) == before

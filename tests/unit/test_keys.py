@@ -65,7 +65,7 @@ def test_the_layout_of_the_store() -> None:
     assert attempt.metrics_segment(7) == "p/p1/tasks/T1/a/3/metrics/00000007.jsonl"
     assert attempt.output_zip == "p/p1/tasks/T1/a/3/output.zip"
     assert attempt.manifest == "p/p1/tasks/T1/a/3/manifest.json"
-    assert keys.open_marker("g1", "T1") == "open/g1/T1"
+    assert keys.open_marker("g1", task) == "open/g1/T1.p1"
     assert keys.sweep("g1") == "sweep/g1.json"
     entry = keys.index_entry("p1", "T-1", 1_700_000_000.0)
     assert re.fullmatch(r"p/p1/index/[0-9A-Z]{10}-T-1", entry)
@@ -83,7 +83,7 @@ def test_all_of_a_task_lies_under_its_root() -> None:
     # A prefix of one task, attempt or group is never that of another.
     assert not TaskKeys("p1", "T12").root.startswith(task.root)
     assert not task.attempt(120).root.startswith(attempt.root)
-    assert not keys.open_marker("g12", "T").startswith(keys.open_prefix("g1"))
+    assert not keys.open_marker("g12", TaskKeys("p", "T")).startswith(keys.open_prefix("g1"))
 
 
 @given(st.integers(0, 10**15), st.integers(0, 10**15))

@@ -13,11 +13,11 @@ from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import Spec
 from simagent.domain.state import State, Status
-from simagent.ledger import Ledger
+from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue, QueueError
 from simagent.ports.retry import Retry
-from simagent.ports.store import Body
+from simagent.ports.store import Body, NotFoundError
 
 log = structlog.get_logger()
 
@@ -44,8 +44,10 @@ class Submission:
     ) -> State:
         """Submit, or go on with an interrupted submission of the same spec.
 
-        Raises `UsageError` where the id is taken by another spec, and StoreError.
+        Raises `UsageError` where the id is taken, by another spec or a deleted task; and
+        StoreError.
         """
+        self._refuse_deleted(task)
         self._retry(lambda: self._ledger.open_marker(spec.group, task))
         try:
             digest = self._retry(lambda: self._ledger.create_spec(task, spec))
@@ -68,6 +70,14 @@ class Submission:
         ):  # also where it was, but perhaps not yet rung for
             self._ring(spec.group, task)
         return state
+
+    def _refuse_deleted(self, task: TaskKeys) -> None:
+        try:
+            state = self._retry(partial(self._ledger.state, task))
+        except (NotFoundError, CorruptError, TooNewError):
+            return
+        if state.status is Status.DELETED:
+            raise UsageError(f"task {task.id} exists already, and was deleted: use another --id")
 
     def _complete(self, task: TaskKeys, bodies: dict[int, Body]) -> State:
         for number, body in bodies.items():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from simagent.domain.ids import newest_first
+from simagent.domain.ids import check_id, check_name, newest_first
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
@@ -97,9 +97,15 @@ def open_prefix(group: str) -> str:
     return f"open/{group}/"
 
 
-def open_marker(group: str, task: str) -> str:
-    """The marker of a task that is not terminal; its body names the project."""
-    return open_prefix(group) + task
+def open_marker(group: str, task: TaskKeys) -> str:
+    """The marker of a task that is not terminal. Two projects may use the same id."""
+    return f"{open_prefix(group)}{task.id}.{task.project}"
+
+
+def marked(name: str) -> TaskKeys:
+    """Tell the task of a marker by its name beneath the group's prefix. Raises ValueError."""
+    task, _, project = name.partition(".")
+    return TaskKeys(check_name(project), check_id(task))
 
 
 def index_prefix(project: str) -> str:

@@ -169,7 +169,7 @@ class Agent:
             self._store.watch(StoreError, proof=used),
         ):
             if probe:
-                self._ctx.ledger.open_ids(self._ctx.settings.group, after="", limit=1)
+                self._ctx.ledger.markers(self._ctx.settings.group, after="", limit=1)
             self._settle()
             for task, receipt in suspects:
                 wanted = self._only in (None, task)

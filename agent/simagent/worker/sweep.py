@@ -18,7 +18,7 @@ from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue
 from simagent.ports.store import NotFoundError, PreconditionError
-from simagent.worker.receive import Claim, Close, Hide, Judge
+from simagent.worker.receive import Claim, Close, Hide, Judge, tell_of_loss
 
 _BATCH = 200
 _MOST_PATIENCE = 4
@@ -97,32 +97,32 @@ class Sweeper:
         Raises StoreError, QueueError.
         """
         swept, after = Swept(), ""
-        while batch := self._ledger.open_ids(self._group, after=after, limit=_BATCH):
+        while batch := self._ledger.markers(self._group, after=after, limit=_BATCH):
             self._look_at(batch, swept)
             after = batch[-1]
         return swept
 
     def _look_at(self, batch: list[str], swept: Swept) -> None:
-        for task_id in batch:
+        for name in batch:
             swept.seen += 1
             try:
-                task = self._ledger.marked(self._group, task_id)
+                task = self._ledger.marked(self._group, name)
                 if task is not None:  # else it ended just now
                     self._look(task, swept)
             except (CorruptError, TooNewError) as error:
-                log.warning("open task cannot be read", task=task_id, error=str(error))
+                log.warning("open task cannot be read", marker=name, error=str(error))
             except SupersededError:
                 continue  # somebody else did something about it just now
         self._forget_old()
 
     def _take_turn(self, *, force: bool) -> list[str] | None:
-        """Agree with the other agents on who sweeps; give the ids of the tasks to look at."""
+        """Agree with the other agents on who sweeps; give the markers to look at."""
         key = keys.sweep(self._group)
         turn, etag = self._read_turn(key)
         seen, self._round = self._round, turn.round
         if not force and seen is not None and seen != self._round:
             return None
-        batch = self._ledger.open_ids(self._group, after=turn.cursor, limit=_BATCH)
+        batch = self._ledger.markers(self._group, after=turn.cursor, limit=_BATCH)
         following = batch[-1] if len(batch) == _BATCH else ""
         turn = turn.with_(round=turn.round + 1, cursor=following)
         try:
@@ -164,7 +164,8 @@ class Sweeper:
     def _look_at_holder(self, task: TaskKeys, swept: Swept) -> None:
         match self._judge.judge(task):
             case Close(change=change):
-                self._ledger.change(task, change)
+                state = self._ledger.change(task, change)
+                tell_of_loss(task, state, before=state.epoch)
                 swept.closed += 1
                 self._tidy(task, swept)
             case Claim() | Hide(lost=True):
