@@ -101,6 +101,19 @@ class Config(BaseSettings):
     allow_process: bool = Field(
         True, description="Run commands of tasks as programs of this machine."
     )
+    runtimes: tuple[Literal["docker", "apptainer"], ...] = Field(
+        ("docker", "apptainer"), description="What runs images, the preferred one first."
+    )
+    docker_host: str | None = Field(
+        None, description="Docker Engine; default: DOCKER_HOST, else the one of this machine."
+    )
+    apptainer: str = Field("apptainer", description="Program that runs Apptainer images.")
+    task_uid: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Whom a root agent's containers run as; default: simtask-0, else nobody."
+    )
+    allow_root_images: bool = Field(
+        False, description="Run images that ask for root as root, confined as all containers."
+    )
     pass_env: tuple[str, ...] = Field(
         ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"),
         description="Variables of the agent's environment that commands get to see.",

@@ -92,6 +92,16 @@ def open_cgroups(config: Config) -> "Cgroups | None":
         return None
 
 
+def open_runtimes(config: Config, cgroups: "Cgroups | None" = None) -> dict[str, Runtime]:
+    """Make what can run steps here, by name."""
+    from simagent.runtimes.process import ProcessRuntime
+
+    del config
+    # Also where no new commands of the host may run: those that do have to be looked after.
+    runtimes: dict[str, Runtime] = {"process": ProcessRuntime(cgroups)}
+    return runtimes
+
+
 def open_agent(
     config: Config, *, until_empty: bool = False, only: TaskKeys | None = None
 ) -> "Agent":
@@ -105,16 +115,14 @@ def open_agent(
 
 def open_context(config: Config) -> "Context":
     """Make all that the agent works with."""
-    from simagent.runtimes.process import ProcessRuntime
     from simagent.telemetry.pump import LOCAL_PACE
     from simagent.transfer.unpack import Limits
+    from simagent.worker.containers import task_user
     from simagent.worker.context import Context, Settings
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
 
     cgroups = open_cgroups(config)
-    # Also where no new commands of the host may run: those that do have to be looked after.
-    runtimes: dict[str, Runtime] = {"process": ProcessRuntime(cgroups)}
     identity = identify(config.state_dir, config.agent)
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
     settings = Settings(
@@ -131,6 +139,9 @@ def open_context(config: Config) -> "Context":
         inputs=Limits(max_bytes=config.max_input_bytes, max_files=config.max_input_files),
         max_processes=config.max_processes or None,
         max_file_bytes=config.max_file_bytes or None,
+        task_user=task_user(config.task_uid),
+        allow_root_images=config.allow_root_images,
+        containers=config.runtimes,
     )
     journals = Journals(config.state_dir)
     existing = not journals.empty
@@ -142,7 +153,7 @@ def open_context(config: Config) -> "Context":
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits}),
         journals=journals,
-        runtimes=runtimes,
+        runtimes=open_runtimes(config, cgroups),
         launcher=open_launcher(config),
         settings=settings,
     )

@@ -66,7 +66,7 @@ class ModelAgent:
             identity=identity,
             journals=WatchedJournals(self._folder, self.actor),
             runtimes={},
-            settings=Settings(allow_process=False),
+            settings=Settings(),
         )
         self.runs: list[Run] = []
         self._wake = Wake()

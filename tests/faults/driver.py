@@ -206,6 +206,9 @@ class PointedRuntime:
         self._inner = inner
         self._points = points
 
+    def trouble(self) -> str | None:
+        return self._inner.trouble()
+
     def start(self, plan: StepPlan) -> Step:
         with self._points.around(f"runtime.start step {plan.number}"):
             return self._inner.start(plan)

@@ -65,6 +65,9 @@ class BadRuntime:
         self._good = ProcessRuntime()
         self._failed = False
 
+    def trouble(self) -> str | None:
+        return self._good.trouble()
+
     def start(self, plan: StepPlan) -> Step:
         step = self._good.start(plan)
         if self._failed:

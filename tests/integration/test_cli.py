@@ -54,7 +54,8 @@ def test_help_imports_nothing_heavy() -> None:
         ("commands: [{run: a, mpi: {np: 100000}}]", "commands[0].mpi.np: has to be at most"),
         ("commands: [a]\ninputs: [{source: a, destination: ../b}]", "inputs[0].destination:"),
         ("commands: [a]\ninputs: [nowhere]", "inputs[0].source:"),
-        ("commands: [a]\nimage: debian", "image: unsupported"),
+        ("commands: [a]\nimage: --privileged -v /:/host x", "image: "),
+        ("commands: [a]\npriority: 3", "priority: unsupported"),
         ("commands: [a", "not valid YAML"),
     ],
 )

@@ -92,7 +92,7 @@ def test_judging_changes_nothing() -> None:
     ("refusal", "spec", "why"),
     [
         ("no mpirun here", None, "no mpirun here"),
-        (None, {"image": "docker://x"}, "image: "),
+        (None, {"image": "debian", "runtime": "process"}, "runtime: "),
         (None, {"priority": 3}, "priority: "),
     ],
 )

@@ -394,7 +394,6 @@ PLANNED: list[tuple[str, object]] = [
     ("expires_at", 1.0),
     ("retention", 1.0),
     ("idempotency_key", "k"),
-    ("image", "docker://x"),
     ("runtime", "docker"),
     ("runtime", "apptainer"),
     ("network", "none"),
@@ -418,10 +417,58 @@ def test_what_is_not_honoured_within_a_part_is_refused_by_name() -> None:
         assert line.startswith(f"commands[1].mpi.{name}: ")
 
 
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"runtime": "process"}, "runtime: process runs no images: remove it, or the image"),
+        (
+            {"runtime": "docker", "image": "file:///x.sif"},
+            "runtime: docker cannot run file:///x.sif: use apptainer",
+        ),
+        (
+            {"commands": ["a", {"run": "b", "mpi": {"np": 2}}]},
+            "commands[1].mpi: unsupported with an image by this version: "
+            "call the image's mpirun in the command",
+        ),
+    ],
+)
+def test_what_cannot_be_done_in_a_container_is_refused(fields: Any, line: str) -> None:
+    assert list(unsupported(spec(**{"image": "debian"} | fields))) == [line]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"runtime": "docker"},
+        {"runtime": "apptainer", "image": "store://images/x.sif"},
+        {"network": "none"},
+        {"network": "host", "resources": {"gpus": 1, "shm": "1GiB"}},
+    ],
+)
+def test_what_can_be_done_in_a_container_is_not(fields: Any) -> None:
+    assert list(unsupported(spec(**{"image": "debian"} | fields))) == []
+
+
+def test_an_image_that_looks_like_an_option_is_no_image() -> None:
+    with pytest.raises(ValidationError, match="no image reference"):
+        spec(image="--privileged -v /:/host x")
+
+
 def test_every_field_is_either_honoured_or_refused() -> None:
     """A field added to the spec has to be put on one of the two sides."""
     refused = {line.split(":")[0].split("[")[0].split(".")[0] for line in unsupported(full())}
-    honoured = {"format", "name", "inputs", "env", "time_limit", "grace", "max_attempts"}
+    honoured = {
+        "format",
+        "name",
+        "image",
+        "runtime",
+        "resources",
+        "inputs",
+        "env",
+        "time_limit",
+        "grace",
+        "max_attempts",
+    }
     honoured |= {"max_preemptions", "on_preempt", "on_partition", "group", "project", "tags"}
     partly = {"commands", "outputs", "network"}
     assert refused - partly == set(Spec.model_fields) - honoured - partly

@@ -21,7 +21,7 @@ from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_agent, open_client, open_launcher
+from simagent.wiring import open_agent, open_client, open_launcher, open_runtimes
 from simagent.worker.capacity import asks_for_mpi, lacking, refusal
 from simagent.worker.identity import Occupant, StateFolderInUseError, alone_on, holder_of
 from simagent.worker.journal import Journals
@@ -88,7 +88,15 @@ def _check(spec: Spec, config: Config) -> None:
     """Find what would keep the agent of this process from the task. Raises `UsageError`."""
     has_mpi = asks_for_mpi(spec) and open_launcher(config) is not None
     allowed = config.allow_process
-    _refuse(refusal(spec, allow_process=allowed, has_mpi=has_mpi, folder=config.state_dir))
+    why = refusal(
+        spec,
+        runtimes=open_runtimes(config),
+        preferred=config.runtimes,
+        allow_process=allowed,
+        has_mpi=has_mpi,
+        folder=config.state_dir,
+    )
+    _refuse(why)
 
 
 def _refuse(why: str | None) -> None:

@@ -23,6 +23,8 @@ class Event(StrEnum):
     ATTEMPT_LOST = "attempt_lost", "An attempt's agent is dead: it has ended.", "task epoch agent"
     TASK_ADOPTED = "task_adopted", "A restarted agent goes on with its task.", "task epoch"
     TASK_CLOSED = "task_closed", "A task without a live holder was ended.", "task status reason"
+    IMAGE_PULLING = "image_pulling", "An image is being fetched.", "task image bytes of"
+    IMAGE_READY = "image_ready", "The task's image is here.", "task image digest runtime bytes"
     STEP_STARTED = "step_started", "A command was started.", "task epoch step argv"
     STEP_ENDED = "step_ended", "A command ended.", "task epoch step exit_code signal seconds"
     TASK_STOPPING = "task_stopping", "The running command is told to end.", "task epoch why"

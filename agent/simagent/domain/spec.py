@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from simagent.domain.ids import check_id, check_name
+from simagent.domain.images import ImageRef, parse_image
 from simagent.domain.quantities import Bytes, Seconds
 
 FORMAT = 1
@@ -44,6 +45,11 @@ def _check_env(value: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{name} is the agent's own: variables SIMAGENT_* cannot be set")
         if "\0" in text:
             raise ValueError(f"the value of {name} contains a NUL character")
+    return value
+
+
+def _check_image(value: str) -> str:
+    parse_image(value)
     return value
 
 
@@ -206,7 +212,9 @@ class Spec(Part):
 
     format: Annotated[int, Field(ge=1)] = Field(FORMAT, description="Version of this format.")
     name: Annotated[str, Field(max_length=200)] = Field("", description="For people to read.")
-    image: str | None = Field(None, description="Container image the commands run in.")
+    image: Annotated[str, AfterValidator(_check_image)] | None = Field(
+        None, description="Container image the commands run in."
+    )
     runtime: Literal["auto", "docker", "apptainer", "process"] = Field(
         "auto", description="What runs the commands."
     )
@@ -251,6 +259,11 @@ class Spec(Part):
     expires_at: float | None = Field(None, description="Unix time after which it must not start.")
     retention: Seconds | None = Field(None, description="Seconds until it may be deleted.")
     idempotency_key: str | None = Field(None, description="Same key, same task.")
+
+    @property
+    def image_ref(self) -> ImageRef | None:
+        """The image, None where the commands are programs of the machine."""
+        return None if self.image is None else parse_image(self.image)
 
     @field_validator("tags")
     @classmethod

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from simagent.domain.images import ImageKind
 from simagent.domain.spec import Spec
 
 _PLANNED = (
@@ -16,7 +17,7 @@ _PLANNED = (
     "retention",
     "idempotency_key",
 )
-_PLANNED_RESOURCES = ("gpus", "shm")
+_OF_CONTAINERS = ("gpus", "shm")
 _PLANNED_MPI = ("hosts", "ranks_per_host", "version")
 
 
@@ -25,18 +26,35 @@ def unsupported(spec: Spec) -> Iterator[str]:
     for name in _PLANNED:
         if getattr(spec, name) != Spec.model_fields[name].get_default(call_default_factory=True):
             yield f"{name}: unsupported by this version: remove it"
-    for name in _PLANNED_RESOURCES:
-        if getattr(spec.resources, name) is not None:
-            yield f"resources.{name}: unsupported by this version: remove it"
-    if spec.image is not None:
-        yield "image: unsupported by this version, which runs programs of the host: remove it"
-    if spec.runtime not in ("auto", "process"):
-        yield f"runtime: {spec.runtime} is unsupported by this version: use process"
-    if spec.network == "none":
-        yield "network: host programs cannot be cut off from the network: remove it"
+    yield from _in_containers(spec) if spec.image is not None else _on_the_host(spec)
     if spec.outputs.layout != "archive":
         yield f"outputs.layout: {spec.outputs.layout} is unsupported by this version: use archive"
     for number, command in enumerate(spec.commands):
         for name in _PLANNED_MPI:
             if command.mpi is not None and getattr(command.mpi, name) is not None:
                 yield f"commands[{number}].mpi.{name}: unsupported by this version: remove it"
+
+
+def _in_containers(spec: Spec) -> Iterator[str]:
+    ref = spec.image_ref
+    assert ref is not None
+    if spec.runtime == "process":
+        yield "runtime: process runs no images: remove it, or the image"
+    if spec.runtime == "docker" and ref.kind in (ImageKind.SIF, ImageKind.STORE):
+        yield f"runtime: docker cannot run {ref}: use apptainer"
+    for number, command in enumerate(spec.commands):
+        if command.mpi is not None:
+            yield (
+                f"commands[{number}].mpi: unsupported with an image by this version: "
+                "call the image's mpirun in the command"
+            )
+
+
+def _on_the_host(spec: Spec) -> Iterator[str]:
+    if spec.runtime in ("docker", "apptainer"):
+        yield f"runtime: {spec.runtime} needs an image: name one"
+    if spec.network == "none":
+        yield "network: host programs cannot be cut off from the network: remove it"
+    for name in _OF_CONTAINERS:
+        if getattr(spec.resources, name) is not None:
+            yield f"resources.{name}: only containers can be given it: remove it, or name an image"

@@ -137,6 +137,9 @@ class Runtime(Protocol):
 
     name: str
 
+    def trouble(self) -> str | None:
+        """Tell why no step can be started now, None where one can; never raises."""
+
     def start(self, plan: StepPlan) -> Step:
         """Start the step, or attach where it was started before: never runs a step twice.
 

@@ -136,6 +136,10 @@ class ProcessRuntime:
         code = compile(source.read_bytes(), str(source), "exec", dont_inherit=True)
         self._shim = importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
+    def trouble(self) -> str | None:
+        """Tell of nothing: this machine runs programs."""
+        return None
+
     def start(self, plan: StepPlan) -> ProcessStep:
         """Start the step, or attach where it was started before: never runs a step twice.
 

@@ -9,12 +9,14 @@ import structlog
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import Attempt, Output, State, Status, Timing
+from simagent.ports.images import ImageError
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
 from simagent.worker.control import Control
 from simagent.worker.holding import Holding
+from simagent.worker.imaging import fetch_image
 from simagent.worker.journal import Journal
 from simagent.worker.lease import Lease
 from simagent.worker.live import LiveFiles
@@ -43,7 +45,7 @@ class AttemptRun:
         self._threads = threads
         self._journal = journal
         self._spec = spec
-        self._runtime = ctx.runtimes["process"]
+        self._runtime = ctx.runtimes[journal.entry.runtime]
         self._timeline = Timeline.from_dict(ctx.clock, journal.entry.attempt.timings)
         self.task = journal.entry.keys
         self.orders = Orders()
@@ -142,9 +144,14 @@ class AttemptRun:
 
     def _execute(self) -> Ending:
         try:
+            fetch_image(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
             if not self._journal.entry.prepared:
                 prepare(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
         except InputError as error:
+            return Ending(Status.FAILED, error.reason, str(error))
+        except ImageError as error:
+            if error.retryable:
+                raise StepLostError(error.reason, str(error)) from error
             return Ending(Status.FAILED, error.reason, str(error))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -2,17 +2,30 @@
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from simagent.domain.spec import Resources, Spec
+from simagent.ports.runtime import Runtime
+from simagent.worker.choice import CONTAINERS, NoRuntimeError, choose
 
 
-def refusal(spec: Spec, *, allow_process: bool, has_mpi: bool, folder: Path) -> str | None:
+def refusal(
+    spec: Spec,
+    *,
+    runtimes: Mapping[str, Runtime],
+    preferred: Sequence[str] = CONTAINERS,
+    allow_process: bool,
+    has_mpi: bool,
+    folder: Path,
+) -> str | None:
     """Tell why an agent of this machine would not run a task, None where it would."""
-    if not allow_process:
-        return "no runtime is allowed here: set allow_process, or use local engines"
+    try:
+        choose(spec, runtimes, allow_process=allow_process, preferred=preferred)
+    except NoRuntimeError as error:
+        return str(error)
     if not has_mpi and asks_for_mpi(spec):
         return "a step asks for MPI, and no mpirun was found: install MPICH"
     return lacking(spec.resources, folder)

@@ -9,6 +9,7 @@ from simagent.domain.mutations import SupersededError
 from simagent.domain.state import Attempt, Holder, State, Status, Timing
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import NotFoundError, StoreError
+from simagent.worker.choice import choose
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journal
 from simagent.worker.receive import Claim, tell_of_loss
@@ -29,9 +30,15 @@ def claim(
 ) -> tuple[Journal, State] | None:
     """Take the task as it was judged; None where another was faster.
 
-    Raises `ClaimUnknownError` where the store does not tell; and OSError where nothing can be
-    written down: nothing was claimed then.
+    Raises `ClaimUnknownError` where the store does not tell; `NoRuntimeError` where nothing runs
+    it any more, and OSError where nothing can be written down: nothing was claimed then.
     """
+    runtime = choose(
+        verdict.spec,
+        ctx.runtimes,
+        allow_process=ctx.settings.allow_process,
+        preferred=ctx.settings.containers,
+    )
     identity = ctx.identity
     judged = verdict.state.judged
     me = Holder(
@@ -55,6 +62,7 @@ def claim(
             incarnation=me.incarnation,
             boot_id=identity.boot_id,
             receipt=receipt,
+            runtime=runtime,
             attempt=attempt,
         )
     )

@@ -1,16 +1,19 @@
 """What the worker's operations work with: made once by the wiring, handed down, never changed."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
+from simagent.ports.images import Images
 from simagent.ports.launcher import Launcher
 from simagent.ports.queue import Queue
 from simagent.ports.runtime import Runtime
 from simagent.telemetry.pump import LOCAL_PACE, Pace
 from simagent.transfer.unpack import Limits
+from simagent.worker.choice import CONTAINERS
 from simagent.worker.journal import Journals
 
 
@@ -41,6 +44,11 @@ class Settings:
     inputs: Limits = field(default_factory=Limits)
     max_processes: int | None = None
     max_file_bytes: int | None = None
+    task_user: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
+    """Whom containers run as: user and group number."""
+    allow_root_images: bool = False
+    containers: tuple[str, ...] = CONTAINERS
+    """The runtimes of images, the preferred one first."""
     stop_within: float = 8.0
     """Time the attempts get to flush when the agent detaches."""
     give_back_within: float = 90.0
@@ -60,5 +68,7 @@ class Context:
     identity: Identity
     journals: Journals
     runtimes: Mapping[str, Runtime]
+    images: Mapping[str, Images] = field(default_factory=dict)
+    """Of each runtime that runs containers, by its name."""
     launcher: Launcher | None = None
     settings: Settings = field(default_factory=Settings)

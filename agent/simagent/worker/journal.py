@@ -47,6 +47,12 @@ class Entry(Record):
     prepared: bool = False
     """The inputs are laid and the snapshot of them is taken."""
     attempt: Attempt
+    runtime: str = "process"
+    """What runs the steps, from the first one to the last."""
+    image: str | None = None
+    """The image they run in, by its handle."""
+    user: tuple[int, int] | None = None
+    """Whom they run as in it: user and group number."""
     stopping: Reason | None = None
     """Why the running step was told to end."""
     crashes: int = 0
@@ -96,6 +102,11 @@ class Journal:
     def inputs(self) -> Path:
         """The snapshot of the task's folder as it was before the first step."""
         return self.folder / "inputs.json"
+
+    @property
+    def tmp(self) -> Path:
+        """What containers see as /tmp."""
+        return self.folder / "tmp"
 
     @property
     def scratch(self) -> Path:

@@ -256,6 +256,8 @@ class Agent:
         """Tell why a task cannot run on this machine, None where it can."""
         return refusal(
             spec,
+            runtimes=self._ctx.runtimes,
+            preferred=self._ctx.settings.containers,
             allow_process=self._ctx.settings.allow_process,
             has_mpi=self._ctx.launcher is not None,
             folder=self._ctx.journals.root,

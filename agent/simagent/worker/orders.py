@@ -55,6 +55,11 @@ class Orders:
             self.kill = kill
             self.wake.set()
 
+    @property
+    def to_end(self) -> bool:
+        """Whether the task has to end, here and now."""
+        return self.kill is not None
+
     def interrupt(self, order: Interrupted) -> None:
         """Do not go on here, unless an order that outweighs this one stands already."""
         if self.interrupted is None or order.rank > self.interrupted.rank:

@@ -11,6 +11,7 @@ from simagent.ports.store import NotFoundError
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.fetch import Sources, fetch_inputs
 from simagent.transfer.outputs import snapshot
+from simagent.worker.containers import hand_over
 from simagent.worker.context import Context
 from simagent.worker.journal import ARTIFACTS, Journal
 from simagent.worker.orders import Orders
@@ -48,6 +49,8 @@ def prepare(
             timeline.add(
                 name.rpartition(".")[2], timing.seconds, timing.bytes, started=timing.started
             )
+        if journal.entry.user is not None:
+            hand_over(journal, journal.entry.user)
         snapshot(journal.folder, ARTIFACTS).save(journal.inputs)
         journal.write(prepared=True)
         return

@@ -14,6 +14,7 @@ from simagent.domain.spec import Spec
 from simagent.domain.state import State
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import Message
+from simagent.worker.choice import NoRuntimeError
 from simagent.worker.claim import ClaimUnknownError, claim
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
@@ -100,6 +101,9 @@ class Reception:
             raise
         except OSError as error:
             self._refuse(task, receipt, self._a_while(), f"cannot write down the claim: {error}")
+            return
+        except NoRuntimeError as error:
+            self._refuse(task, receipt, self._a_while(), str(error))
             return
         if claimed is not None:
             self._start(*claimed, verdict.spec)

@@ -1,7 +1,5 @@
 """Runs the commands of a task, one after the other, and says how that ended."""
 
-import math
-import os
 import signal
 from dataclasses import dataclass
 from typing import NoReturn
@@ -10,23 +8,24 @@ import structlog
 
 from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
-from simagent.domain.spec import Command, Mpi, Spec
+from simagent.domain.spec import Spec
 from simagent.domain.state import Status, StepRecord
-from simagent.ports.launcher import LaunchError, Ranks
+from simagent.ports.launcher import LaunchError
 from simagent.ports.runtime import (
     Runtime,
     RuntimeFailedError,
     Step,
     StepExit,
-    StepLimits,
     StepPlan,
 )
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
+from simagent.worker.plans import plan_step
 
 _STOP_MARGIN = 15.0
 _LOST_GRACE = 5.0
+_LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 
 log = structlog.get_logger()
 
@@ -80,15 +79,15 @@ class StepRunner:
             self._journal.write(steps_started=started, boot_id=self._ctx.identity.boot_id)
         elif entry.boot_id != self._ctx.identity.boot_id:
             raise StepLostError(Reason.SHIM_LOST, "the machine was rebooted while the steps ran")
-        for number, command in enumerate(self._spec.commands):
-            ending = self._run(number, command)
+        for number in range(len(self._spec.commands)):
+            ending = self._run(number)
             if ending is not None:
                 return ending
         return Ending(Status.SUCCEEDED)
 
-    def _run(self, number: int, command: Command) -> Ending | None:
+    def _run(self, number: int) -> Ending | None:
         try:
-            plan = self._plan(number, command)
+            plan = plan_step(self._ctx, self._spec, self._journal, number)
             # What already runs has to be ended, whatever orders have come: only then look at them.
             step = self._runtime.attach(plan)
             if step is None:
@@ -99,7 +98,7 @@ class StepRunner:
         except LaunchError as error:
             return Ending(Status.FAILED, Reason.MPI_UNAVAILABLE, f"commands[{number}]: {error}")
         except RuntimeFailedError as error:
-            if error.reason is Reason.AGENT_ERROR:
+            if error.reason in (Reason.AGENT_ERROR, Reason.RUNTIME_FAILED):
                 raise StepLostError(error.reason, f"commands[{number}]: {error}") from error
             return Ending(Status.FAILED, error.reason, f"commands[{number}]: {error}")
         self._log(Event.STEP_STARTED, step=number, argv=plan.argv)
@@ -192,7 +191,7 @@ class StepRunner:
         return Ending(Status.TIMED_OUT, Reason.TIME_LIMIT, f"time_limit of {limit:g} s reached")
 
     def _judge(self, number: int, plan: StepPlan, exit_: StepExit) -> Ending | None:
-        if exit_.reason in (Reason.SHIM_LOST, Reason.ORPHANED):
+        if exit_.reason in _LOST:
             raise StepLostError(exit_.reason, exit_.message)
         if exit_.stopped:
             match self._stopping or self._journal.entry.stopping:
@@ -228,48 +227,6 @@ class StepRunner:
             max_rss_bytes=exit_.max_rss_bytes,
         )
         self.records = (*self.records, record)
-
-    def _plan(self, number: int, command: Command) -> StepPlan:
-        entry = self._journal.entry
-        settings = self._ctx.settings
-        env = {name: os.environ[name] for name in settings.pass_env if name in os.environ}
-        own = {**self._spec.env, **command.env}
-        own |= {"SIMAGENT_TASK_ID": entry.task, "SIMAGENT_EPOCH": str(entry.epoch)}
-        argv = command.argv()
-        if command.mpi is not None:
-            argv = self._launch(command.mpi, argv, tuple(own))
-        return StepPlan(
-            folder=self._journal.steps,
-            number=number,
-            argv=argv,
-            env=env | own,
-            cwd=self._journal.artifacts / command.workdir,
-            stdin=command.stdin_bytes(),
-            stdout=self._journal.logs / "stdout",
-            stderr=self._journal.logs / "stderr",
-            grace=self._spec.grace,
-            orphan_limit=settings.orphan_limit,
-            limits=self._limits(),
-        )
-
-    def _limits(self) -> StepLimits:
-        asked = self._spec.resources
-        return StepLimits(
-            memory_bytes=asked.memory,
-            cpus=asked.cpus,
-            processes=self._ctx.settings.max_processes,
-            file_bytes=self._ctx.settings.max_file_bytes,
-        )
-
-    def _launch(self, mpi: Mpi, argv: tuple[str, ...], env: tuple[str, ...]) -> tuple[str, ...]:
-        launcher = self._ctx.launcher
-        if launcher is None:
-            raise LaunchError("no mpirun was found on this machine: install MPICH")
-        cores = len(os.sched_getaffinity(0))
-        most = min(cores, math.ceil(self._spec.resources.cpus or cores))
-        np = most if mpi.np == "max" else mpi.np
-        ranks = Ranks(np=np, env=env, bind=mpi.bind, args=mpi.args)
-        return launcher.command(ranks, argv)
 
 
 def _signal_name(number: int) -> str:

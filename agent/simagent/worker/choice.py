@@ -1,0 +1,49 @@
+"""Which runtime runs a task here: by the kind of its image, and by what the machine has."""
+
+from collections.abc import Mapping, Sequence
+
+from simagent.domain.images import ImageKind
+from simagent.domain.spec import Spec
+from simagent.ports.runtime import Runtime
+
+CONTAINERS = ("docker", "apptainer")
+"""The runtimes that run images, in the order in which `runtime: auto` tries them."""
+
+_APPTAINER_ONLY = (ImageKind.SIF, ImageKind.STORE)
+_MISSING = {
+    "docker": "no Docker Engine is set up here: install docker.io, or set docker_host",
+    "apptainer": "no Apptainer is installed here: install apptainer",
+}
+
+
+class NoRuntimeError(Exception):
+    """Nothing here can run the task; the message says why, and what would help."""
+
+
+def choose(
+    spec: Spec,
+    runtimes: Mapping[str, Runtime],
+    *,
+    allow_process: bool = True,
+    preferred: Sequence[str] = CONTAINERS,
+) -> str:
+    """Name the runtime that is to run a task. Raises `NoRuntimeError`."""
+    ref = spec.image_ref
+    if ref is None:
+        if not allow_process:
+            raise NoRuntimeError(
+                "it runs programs of the machine, which is not allowed here: name an image, or set "
+                "allow_process"
+            )
+        return "process"
+    wanted = preferred if spec.runtime == "auto" else (spec.runtime,)
+    if ref.kind in _APPTAINER_ONLY:
+        wanted = [name for name in wanted if name == "apptainer"] or ["apptainer"]
+    troubles = []
+    for name in wanted:
+        runtime = runtimes.get(name)
+        trouble = _MISSING[name] if runtime is None else runtime.trouble()
+        if trouble is None:
+            return name
+        troubles.append(trouble)
+    raise NoRuntimeError("; ".join(troubles))

@@ -1,0 +1,78 @@
+"""What a task's containers are given: an image, folders, a user; the same by every runtime."""
+
+import os
+import pwd
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from simagent.domain.spec import Spec
+from simagent.ports.runtime import Mount, Sandbox
+from simagent.worker.journal import Journal
+
+WORKDIR = PurePosixPath("/workdir/output/artifacts")
+"""Where commands start: what images made for Inductiva's platform expect."""
+HOME = "/tmp"  # noqa: S108 - in the container, where it is the attempt's own folder
+
+_TASK_USER = "simtask-0"
+_NOBODY = 65534
+_TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - likewise
+
+
+def task_user(uid: int | None = None) -> tuple[int, int]:
+    """Tell whom containers run as: a user and a group number.
+
+    Root's tasks run as ``uid``; without one as the user ``simtask-0`` where there is one, else as
+    nobody, whom nearly every image knows by name. Others' tasks run as they themselves.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    if uid is not None:
+        with suppress(KeyError):
+            return uid, pwd.getpwuid(uid).pw_gid
+        return uid, uid
+    with suppress(KeyError):
+        user = pwd.getpwnam(_TASK_USER)
+        return user.pw_uid, user.pw_gid
+    return _NOBODY, _NOBODY
+
+
+def sandbox(spec: Spec, journal: Journal) -> Sandbox:
+    """Describe the container of a step. The folders of `hand_over` are all it sees of the host."""
+    entry = journal.entry
+    assert entry.image is not None
+    assert entry.user is not None
+    mounts = [Mount(source=journal.artifacts, target=WORKDIR)]
+    mounts += [Mount(source=journal.tmp, target=PurePosixPath(path)) for path in _TEMPORARY]
+    return Sandbox(
+        image=entry.image,
+        uid=entry.user[0],
+        gid=entry.user[1],
+        mounts=tuple(mounts),
+        network=spec.network or "none",
+        shm_bytes=spec.resources.shm,
+        gpus=spec.resources.gpus or 0,
+        labels={
+            "simagent.project": entry.project,
+            "simagent.task": entry.task,
+            "simagent.epoch": str(entry.epoch),
+            "simagent.agent": entry.agent,
+        },
+    )
+
+
+def hand_over(journal: Journal, user: tuple[int, int]) -> None:
+    """Make the folders and the log files that a container may write to, and give them its user.
+
+    No step may have run yet: what a task left could lead elsewhere. Raises OSError.
+    """
+    journal.tmp.mkdir(mode=0o700, exist_ok=True)
+    journal.logs.mkdir(exist_ok=True)
+    for stream in ("stdout", "stderr"):
+        (journal.logs / stream).touch(mode=0o644)
+    if user[0] == os.geteuid():
+        return
+    for folder, folders, files in os.walk(journal.artifacts):
+        for name in (".", *folders, *files):
+            os.chown(Path(folder, name), *user, follow_symlinks=False)
+    for path in (journal.tmp, journal.logs / "stdout", journal.logs / "stderr"):
+        os.chown(path, *user, follow_symlinks=False)

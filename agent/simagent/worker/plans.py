@@ -1,0 +1,68 @@
+"""What a step is: the spec's command, made into a plan that needs no agent."""
+
+import math
+import os
+from pathlib import Path
+
+from simagent.domain.spec import Command, Mpi, Spec
+from simagent.ports.launcher import LaunchError, Ranks
+from simagent.ports.runtime import StepLimits, StepPlan
+from simagent.worker.containers import HOME, WORKDIR, sandbox
+from simagent.worker.context import Context
+from simagent.worker.journal import Journal
+
+
+def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPlan:
+    """Plan a step of the attempt; the same plan each time. Raises `LaunchError`."""
+    command = spec.commands[number]
+    contained = journal.entry.image is not None
+    env = _env(spec, command, journal)
+    argv = command.argv()
+    if command.mpi is not None:
+        argv = _launched(ctx, spec, command.mpi, argv, tuple(env))
+    if contained:
+        inherited = {"HOME": HOME}
+    else:
+        passed = ctx.settings.pass_env
+        inherited = {name: os.environ[name] for name in passed if name in os.environ}
+    return StepPlan(
+        folder=journal.steps,
+        number=number,
+        argv=argv,
+        env=inherited | env,
+        cwd=Path(WORKDIR if contained else journal.artifacts, command.workdir),
+        stdin=command.stdin_bytes(),
+        stdout=journal.logs / "stdout",
+        stderr=journal.logs / "stderr",
+        grace=spec.grace,
+        orphan_limit=ctx.settings.orphan_limit,
+        limits=_limits(ctx, spec),
+        sandbox=sandbox(spec, journal) if contained else None,
+    )
+
+
+def _env(spec: Spec, command: Command, journal: Journal) -> dict[str, str]:
+    entry = journal.entry
+    own = {"SIMAGENT_TASK_ID": entry.task, "SIMAGENT_EPOCH": str(entry.epoch)}
+    return {**spec.env, **command.env, **own}
+
+
+def _limits(ctx: Context, spec: Spec) -> StepLimits:
+    return StepLimits(
+        memory_bytes=spec.resources.memory,
+        cpus=spec.resources.cpus,
+        processes=ctx.settings.max_processes,
+        file_bytes=ctx.settings.max_file_bytes,
+    )
+
+
+def _launched(
+    ctx: Context, spec: Spec, mpi: Mpi, argv: tuple[str, ...], env: tuple[str, ...]
+) -> tuple[str, ...]:
+    if ctx.launcher is None:
+        raise LaunchError("no mpirun was found on this machine: install MPICH")
+    cores = len(os.sched_getaffinity(0))
+    most = min(cores, math.ceil(spec.resources.cpus or cores))
+    np = most if mpi.np == "max" else mpi.np
+    ranks = Ranks(np=np, env=env, bind=mpi.bind, args=mpi.args)
+    return ctx.launcher.command(ranks, argv)

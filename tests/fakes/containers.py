@@ -1,0 +1,81 @@
+"""Containers without an engine: steps run on this host, images are only names."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from simagent.domain.images import ImageRef
+from simagent.ports.clock import SystemClock, Waitable
+from simagent.ports.images import Image, ImageError, KeptImage, Progress, PullInterruptedError
+from simagent.ports.runtime import Step, StepPlan
+from simagent.runtimes.process import ProcessRuntime
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@dataclass
+class FakeImages:
+    """Has every image at once, unless it is told to fail or to stall."""
+
+    name: str = "docker"
+    user: str = ""
+    errors: list[ImageError] = field(default_factory=list)
+    stalls: bool = False
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    def ensure(
+        self, ref: ImageRef, *wakes: Waitable, progress: Progress | None = None, pin: bool = False
+    ) -> Image:
+        self.asked.set()
+        if self.stalls:
+            SystemClock().wait(None, *wakes)
+            raise PullInterruptedError
+        if self.errors:
+            raise self.errors.pop(0)
+        if progress is not None:
+            progress(1000, 1000)
+        return Image(ref=str(ref), digest=DIGEST, handle="an image", size_bytes=1, user=self.user)
+
+    def kept(self) -> list[KeptImage]:
+        return []
+
+    def remove(self, digest: str) -> int:
+        return 0
+
+    def unpin(self, digest: str) -> None:
+        return
+
+
+class FakeContainers:
+    """A container runtime: only what its sandbox mounts is where the plan says."""
+
+    def __init__(self, name: str = "docker") -> None:
+        self.name = name
+        self.broken: str | None = None
+        self.plans: list[StepPlan] = []
+        self._host = ProcessRuntime()
+
+    def trouble(self) -> str | None:
+        return self.broken
+
+    def start(self, plan: StepPlan) -> Step:
+        self.plans.append(plan)
+        return self._host.start(self._on_host(plan))
+
+    def attach(self, plan: StepPlan) -> Step | None:
+        return self._host.attach(self._on_host(plan) if plan.sandbox else plan)
+
+    def keep_alive(self, folder: Path) -> None:
+        self._host.keep_alive(folder)
+
+    def reap(self, known: Callable[[Path], bool]) -> int:
+        return 0
+
+    @staticmethod
+    def _on_host(plan: StepPlan) -> StepPlan:
+        assert plan.sandbox is not None
+        for mount in plan.sandbox.mounts:
+            if plan.cwd.is_relative_to(mount.target):
+                return replace(plan, cwd=mount.source / plan.cwd.relative_to(mount.target))
+        raise AssertionError(f"{plan.cwd} is not mounted")
