@@ -90,6 +90,16 @@ def descendants(root: int) -> list[Process]:
     return [process for process in found if process.state not in "ZX"]
 
 
+def inside(process: Process) -> bool:
+    """Tell whether a process is a program in a container, not one that keeps the container up."""
+    try:
+        with open(f"/proc/{process.pid}/status", "rb") as file:
+            numbers = next(line.split()[1:] for line in file if line.startswith(b"NSpid:"))
+    except (OSError, StopIteration):  # it ended meanwhile
+        return False
+    return numbers[1:2] not in ([], [b"1"])
+
+
 def send(process: Process, number: int) -> bool:
     """Signal this very process, never another that got its number; tell whether it was there."""
     try:
@@ -160,6 +170,8 @@ class Plan:
         self.rlimits: dict[str, int] = fields["rlimits"]
         self.cpus: list[int] = fields["cpus"]
         self.cgroup: str | None = fields["cgroup"]
+        self.user: list[int] | None = fields["user"]
+        self.contained: bool = fields["contained"]
 
 
 class Confinement:
@@ -280,6 +292,8 @@ class Supervisor:
                 self.leftovers += self._end(min(LEFTOVER_GRACE, self._plan.grace))
             if self._deadline is None and self._attention.due(now) == 0.0:
                 self._look_for_agent(now)
+            if self._deadline is not None and not self._told:  # the container was not up yet
+                self._end(self._deadline - now)
             if self._deadline is not None and now >= self._deadline:
                 self.kill()
                 self._deadline = time.monotonic() + self._kill_pause
@@ -296,7 +310,9 @@ class Supervisor:
 
     def _sleep(self) -> None:
         now = time.monotonic()
-        waits = self._attention.due(now) if self._deadline is None else self._deadline - now
+        waits = self._attention.due(now)
+        if self._deadline is not None:
+            waits = self._deadline - now if self._told else _START_PAUSE
         info = signal.sigtimedwait(_WATCHED, max(0.0, waits))
         if info is not None and info.si_signo == signal.SIGTERM:
             self._reap()
@@ -338,6 +354,13 @@ class Supervisor:
             self.why = "orphaned"
             self._end(self._plan.grace)
 
+    def _meant(self) -> list[Process]:
+        """List whom SIGTERM is for: what serves a container its files must not end before it."""
+        found = descendants(os.getpid())
+        if self._plan.contained and self.status is None:
+            return [process for process in found if inside(process)]
+        return found
+
     def _end(self, grace: float) -> int:
         """SIGTERM to those who have not had it yet, SIGKILL in ``grace`` seconds, never later
         than said before. Returns how many got it now."""
@@ -345,7 +368,7 @@ class Supervisor:
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
         told = 0
         for _ in range(_PASSES):
-            new = [p for p in descendants(os.getpid()) if (p.pid, p.start) not in self._told]
+            new = [p for p in self._meant() if (p.pid, p.start) not in self._told]
             if not new:
                 break
             for process in new:
@@ -405,8 +428,12 @@ def _become(
     """Be the step: in a session of its own, with nothing inherited but the three files."""
     shim = os.getppid()
     os.setsid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     confined.join()  # takes the kernel some milliseconds, in which the shim writes its record
+    if plan.user is not None:
+        os.setgroups([])
+        os.setgid(plan.user[1])
+        os.setuid(plan.user[0])
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the kernel forgets it when the user changes
     if os.read(go, 1) == b"" or os.getppid() != shim:
         return
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -494,18 +521,13 @@ def _outcome(failure: bytes, supervisor: Supervisor) -> dict[str, object]:
     code = os.waitstatus_to_exitcode(supervisor.status or 0)
     reason, message = json.loads(failure) if failure else (None, "")
     return {
-        "format": FORMAT,
+        "format": FORMAT, "reason": reason, "message": message[:_MESSAGE_CHARACTERS],
         "exit_code": code if code >= 0 and not failure else None,
         "signal": -code if code < 0 and not failure else None,
-        "reason": reason,
-        "message": message[:_MESSAGE_CHARACTERS],
-        "ended": supervisor.ended,
-        "user_seconds": used.ru_utime,
-        "system_seconds": used.ru_stime,
+        "user_seconds": used.ru_utime, "system_seconds": used.ru_stime,
         "max_rss_bytes": used.ru_maxrss * 1024,
-        "stopped": supervisor.why,
-        "leftovers": supervisor.leftovers,
-    }
+        "ended": supervisor.ended, "stopped": supervisor.why, "leftovers": supervisor.leftovers,
+    }  # fmt: skip
 
 
 def _conclude(folder: int, plan: Plan, record: dict[str, object]) -> None:

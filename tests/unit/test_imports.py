@@ -52,6 +52,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "boto3": frozenset({"queues", "stores", "clouds"}),
     "botocore": frozenset({"queues", "stores", "clouds"}),
     "docker": frozenset({"runtimes"}),
+    "spython": frozenset({"runtimes"}),
     "mpi4py": frozenset(),  # importing it initialises MPI
     "typer": frozenset({"cli"}),
     "rich": frozenset({"cli"}),

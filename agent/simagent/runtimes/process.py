@@ -68,7 +68,8 @@ class ProcessStep:
     def signal(self, number: int) -> None:
         """Send a signal to the step's whole process tree."""
         for process in self._tree():
-            shim.send(process, number)
+            if self._plan.sandbox is None or shim.inside(process):
+                shim.send(process, number)
 
     def pids(self) -> list[int]:
         """List the processes of the step's tree."""
@@ -118,7 +119,10 @@ class ProcessStep:
 
 
 class ProcessRuntime:
-    """Runs steps as processes of this host. `Runtime` tells what each method does."""
+    """Runs steps as processes of this host. `Runtime` tells what each method does.
+
+    A plan's ``sandbox`` is not made here: its argv is the program that makes it, run as its user.
+    """
 
     name = "process"
 
@@ -196,6 +200,11 @@ class ProcessRuntime:
                 )
             time.sleep(_START_POLL)
 
+    @property
+    def confines(self) -> bool:
+        """Tell whether steps get cgroups."""
+        return self._confinement is not None
+
     def keep_alive(self, folder: Path) -> None:
         """Tell the steps whose records are in ``folder`` that an agent looks after them."""
         if folder.is_dir():
@@ -212,6 +221,7 @@ class ProcessRuntime:
         name = f"step-{plan.number}"
         attempt = plan.folder.parent.name
         cgroup = self._confinement and self._confinement.create(attempt, plan.limits)
+        uid = None if plan.sandbox is None else plan.sandbox.uid
         stdin = plan.folder / f"{name}.stdin" if plan.stdin is not None else Path(os.devnull)
         record = {
             "format": shim.FORMAT,
@@ -223,9 +233,11 @@ class ProcessRuntime:
             "stderr": str(plan.stderr),
             "grace": plan.grace,
             "orphan_limit": plan.orphan_limit,
-            "rlimits": rlimits(plan.limits, confined=cgroup is not None),
+            "rlimits": rlimits(plan.limits, confined=cgroup is not None, uid=uid),
             "cpus": cores(plan.limits, attempt),
             "cgroup": cgroup and str(cgroup),
+            "user": _other_user(plan),
+            "contained": plan.sandbox is not None,
         }
         records.replace(plan.folder / _SHIM, self._shim)
         if plan.stdin is not None:
@@ -291,6 +303,12 @@ def _start_failure(plan: StepPlan, said: bytes) -> RuntimeFailedError:
         Reason.AGENT_ERROR,
         f"the step's supervisor ended before the step began: see {plan.folder / _LOG}",
     )
+
+
+def _other_user(plan: StepPlan) -> tuple[int, int] | None:
+    if plan.sandbox is None or os.geteuid() != 0 or plan.sandbox.uid == 0:
+        return None
+    return plan.sandbox.uid, plan.sandbox.gid
 
 
 def _step_exit(record: dict[str, Any], plan: StepPlan) -> StepExit:

@@ -1,0 +1,227 @@
+"""Runs steps in Apptainer containers: each ``apptainer exec`` is a step of `ProcessRuntime`.
+
+So it has a shim, and is found again, stopped, limited and cleaned up after as any other program.
+Root's agent runs Apptainer as the task's user, who has no privileges; Apptainer needs none.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from simagent.domain.reasons import Reason
+from simagent.ports.clock import Waitable
+from simagent.ports.runtime import Mount, RuntimeFailedError, Sandbox, StepExit, StepPlan
+from simagent.runtimes import records
+from simagent.runtimes.apptainer_box import Box
+from simagent.runtimes.apptainer_program import SHELLS, ApptainerProgram, static_shell
+from simagent.runtimes.process import ProcessRuntime, ProcessStep
+
+_SAID_BYTES = 4096
+_FLAGS = (
+    "--containall",  # no folder, process, IPC object or variable of the host is seen
+    "--no-home",
+    "--writable-tmpfs",
+    "--no-mount=/etc/localtime",  # or a host without it could run nothing
+    "--pwd=/",
+)
+_NO_NETWORK = ("--net", "--network=none")
+# Signals that end programs: 128 more is what Apptainer, like a shell, exits with then.
+_ENDING = frozenset(
+    signal.valid_signals()
+    - {signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN}
+    - {signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH}
+)
+_SAYINGS = (
+    ("no space left on device", Reason.DISK_FULL),
+    ("disk quota exceeded", Reason.DISK_FULL),
+    ("/bin/sh", Reason.IMAGE_UNUSABLE),
+    ("could not open image", Reason.IMAGE_CORRUPT),
+    ("image format not recognized", Reason.IMAGE_CORRUPT),
+    ("squashfs", Reason.IMAGE_CORRUPT),
+)
+_NO_SHELL = "the image has no /bin/sh: install busybox-static on the agent's machine"
+
+
+class ApptainerStep:
+    """A step in a container: what its end means is another thing than for a plain program."""
+
+    def __init__(self, step: ProcessStep, box: Box) -> None:
+        self._step = step
+        self._box = box
+        self._exit: StepExit | None = None
+
+    def wait(self, timeout: float | None, *wakes: Waitable) -> StepExit | None:
+        """Give the step's end as soon as it is known.
+
+        None after ``timeout`` seconds (a day at most), or when one of ``wakes`` is ready.
+        """
+        if self._exit is None:
+            ended = self._step.wait(timeout, *wakes)
+            self._exit = ended and _told(ended, self._box)
+        return self._exit
+
+    def stop(self, grace: float) -> None:
+        """Ask for the end of the whole process tree: SIGTERM, ``grace`` seconds, SIGKILL."""
+        self._step.stop(grace)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes in the container."""
+        self._step.signal(number)
+
+    def pids(self) -> list[int]:
+        """List the processes in the container, and those that keep it up."""
+        return self._step.pids()
+
+
+class ApptainerRuntime:
+    """Runs steps in Apptainer containers. `Runtime` tells what each method does."""
+
+    name = "apptainer"
+
+    def __init__(
+        self, program: str, process: ProcessRuntime, *, shells: Sequence[str] = SHELLS
+    ) -> None:
+        """The first of ``shells`` that runs in any image is used; else the image's own."""
+        self.program = ApptainerProgram(program)
+        self._process = process
+        self._shell = static_shell(shells)
+
+    def trouble(self) -> str | None:
+        """Tell why no step can be started now, None where one can; never raises."""
+        return self.program.setup().trouble
+
+    def start(self, plan: StepPlan) -> ApptainerStep:
+        """Start the step, or attach where it was started before: never runs a step twice.
+
+        Raises `RuntimeFailedError`.
+        """
+        step = self.attach(plan)
+        if step is not None:
+            return step
+        box = Box(plan)
+        outer = self._outer(plan, box)
+        assert outer.sandbox is not None
+        _check_reachable(outer.sandbox, box.folder.parent)
+        try:
+            box.write()
+        except OSError as error:
+            raise RuntimeFailedError(
+                Reason.AGENT_ERROR, f"cannot prepare the container: {error}"
+            ) from error
+        return ApptainerStep(self._process.start(outer), box)
+
+    def attach(self, plan: StepPlan) -> ApptainerStep | None:
+        """Find a step that was started before; None if it never was."""
+        box = Box(plan)
+        step = self._process.attach(self._outer(plan, box))
+        return None if step is None else ApptainerStep(step, box)
+
+    def keep_alive(self, folder: Path) -> None:
+        """Tell the steps whose records are in ``folder`` that an agent looks after them."""
+        self._process.keep_alive(folder)
+
+    def reap(self, known: Callable[[Path], bool]) -> int:
+        """Nothing: the shim of a step whose attempt is gone ends it, and its container."""
+        return self._process.reap(known)
+
+    def _outer(self, plan: StepPlan, box: Box) -> StepPlan:
+        """Plan the ``apptainer exec`` that runs a step."""
+        sandbox = plan.sandbox
+        assert sandbox is not None
+        command = self.program.command("exec", *_FLAGS)
+        if sandbox.network == "none":
+            command += _NO_NETWORK
+        if sandbox.gpus:
+            command.append(_gpu_flag())
+        if sandbox.uid == 0:
+            command += ["--userns", "--no-privs"]
+        for mount in (*sandbox.mounts, *box.mounts(self._shell)):
+            command += ["--mount", _mount(mount)]
+        command += [sandbox.image, *box.command(self._shell, confined=self._process.confines)]
+        # By their variables, what a lost shim leaves is found.
+        marks = {name: text for name, text in plan.env.items() if name.startswith("SIMAGENT_")}
+        env = self.program.env(box.home) | marks
+        return replace(plan, argv=tuple(command), env=env, cwd=Path("/"))
+
+
+def _mount(mount: Mount) -> str:
+    fields = ["type=bind", f"source={mount.source}", f"destination={mount.target}"]
+    quoted = [f'"{field.replace(chr(34), chr(34) * 2)}"' for field in fields]
+    return ",".join([*quoted, *([] if mount.writable else ["ro"])])
+
+
+def _gpu_flag() -> str:
+    return "--rocm" if os.path.exists("/dev/kfd") else "--nv"
+
+
+def _check_reachable(sandbox: Sandbox, attempt: Path) -> None:
+    """See that a user whom root's agent runs Apptainer as gets to the files.
+
+    Raises `RuntimeFailedError`.
+    """
+    if os.geteuid() != 0 or sandbox.uid == 0:
+        return
+    for path in (Path(sandbox.image), attempt, *(mount.source for mount in sandbox.mounts)):
+        for folder in reversed(path.absolute().parents):
+            try:
+                status = folder.stat()
+            except OSError:
+                break
+            if sandbox.uid == status.st_uid:
+                may = status.st_mode & 0o100
+            elif sandbox.gid == status.st_gid:
+                may = status.st_mode & 0o010
+            else:
+                may = status.st_mode & 0o001
+            if not may:
+                raise RuntimeFailedError(
+                    Reason.RUNTIME_FAILED,
+                    f"the task's user ({sandbox.uid}) may not pass {folder}: chmod o+x {folder}",
+                )
+
+
+def _told(ended: StepExit, box: Box) -> StepExit:
+    """Tell what the end of an ``apptainer exec`` says of the step's program."""
+    unbegun = box.never_ran()
+    if unbegun is None:
+        return _by_signal(ended)
+    reason, message = unbegun
+    if reason is None:
+        if ended.stopped or ended.reason in (Reason.ORPHANED, Reason.SHIM_LOST):
+            return ended
+        reason, message = _failed(ended, box)
+    return replace(ended, exit_code=None, signal=None, reason=reason, message=message)
+
+
+def _by_signal(ended: StepExit) -> StepExit:
+    if ended.exit_code is None or ended.exit_code - 128 not in _ENDING:
+        return ended
+    return replace(ended, exit_code=None, signal=ended.exit_code - 128)
+
+
+def _failed(ended: StepExit, box: Box) -> tuple[Reason, str]:
+    """Tell why Apptainer did not get as far as the program."""
+    if ended.reason in (Reason.COMMAND_NOT_FOUND, Reason.NOT_EXECUTABLE):
+        return Reason.RUNTIME_FAILED, ended.message
+    said = _said(box.plan)
+    fatal = [line.partition(":")[2].strip() for line in said.splitlines() if "FATAL" in line]
+    text = fatal[-1] if fatal else said.strip().rpartition("\n")[2]
+    reason = next((r for part, r in _SAYINGS if part in text.lower()), Reason.RUNTIME_FAILED)
+    if reason is Reason.IMAGE_UNUSABLE:
+        return reason, _NO_SHELL
+    code = ended.exit_code if ended.signal is None else f"signal {ended.signal}"
+    return reason, f"apptainer: {text or f'ended with {code}'}"
+
+
+def _said(plan: StepPlan) -> str:
+    """Read what Apptainer wrote to the step's stderr, which holds nothing else yet."""
+    try:
+        started = records.read(plan, "started") or {}
+        with plan.stderr.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(int(started.get("stderr_offset", 0)), end - _SAID_BYTES))
+            return file.read().decode(errors="replace")
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,145 @@
+"""What a step brings into its Apptainer container: its environment, a shell, and a mark.
+
+The mark is one byte, at first ``?``, that tells how far it came: Apptainer's own exit codes are
+those of programs, too. Variables come in a file: Apptainer takes no HOME, and no names that it uses
+itself; and on a command line everybody could read them.
+"""
+
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from simagent.domain.reasons import Reason
+from simagent.ports.runtime import Mount, StepPlan
+
+INSIDE = PurePosixPath("/.simagent")
+SCRIPT, MARK, SHELL = INSIDE / "run", INSIDE / "mark", INSIDE / "sh"
+
+_BEFORE, _RUNS = "?", "r"
+_OWN = ("APPNAME", "BIND", "COMMAND", "CONTAINER", "ENVIRONMENT", "NAME", "NO_EVAL")
+_LIBRARIES = "/.singularity.d/libs"
+_ANSWER_BYTES = 4096
+
+# Shells differ in what they look up besides PATH, so the program is looked up here. Where `exec`
+# fails, bash goes on, the others run the trap.
+_RUN = f"""\
+simagent_mark() {{ printf %s "$1" 1<>{MARK}; }}
+cd -- "$1" 2>/dev/null || {{ simagent_mark c; exit 126; }}
+unset OLDPWD
+[ -z "$2" ] || ulimit -d "$2" || {{ simagent_mark l; exit 126; }}
+shift 2
+simagent_file=
+case $1 in
+*/*) [ ! -e "$1" ] || simagent_file=$1 ;;
+*)
+    set -f
+    IFS=:
+    for simagent_folder in $PATH; do
+        if [ -f "${{simagent_folder:-.}}/$1" ]; then
+            simagent_file=${{simagent_folder:-.}}/$1
+            [ ! -x "$simagent_file" ] || break
+        fi
+    done
+    unset IFS
+    set +f ;;
+esac
+[ -n "$simagent_file" ] || {{ simagent_mark "n$PATH"; exit 127; }}
+[ ! -d "$simagent_file" ] || {{ simagent_mark "d$simagent_file"; exit 126; }}
+[ -x "$simagent_file" ] || {{ simagent_mark "p$simagent_file"; exit 126; }}
+shift
+(shopt -s execfail) 2>/dev/null && shopt -s execfail
+trap simagent_failed EXIT
+simagent_failed() {{ trap - EXIT; simagent_mark "x$simagent_file"; exit 126; }}
+simagent_mark {_RUNS}
+exec "$simagent_file" "$@"
+simagent_failed
+"""
+
+
+class Box:
+    """The files of one step, in a folder beside its records that the task cannot see as such."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self.plan = plan
+        self.folder = plan.folder.parent / "apptainer"
+        self.home = self.folder / "home"
+        """Where Apptainer itself keeps what it needs while the step runs."""
+        self._script = self.folder / f"step-{plan.number}.run"
+        self._mark = self.folder / f"step-{plan.number}.mark"
+
+    def mounts(self, shell: Path | None) -> tuple[Mount, ...]:
+        """List what has to be seen in the container."""
+        found = (
+            Mount(source=self._script, target=SCRIPT, writable=False),
+            Mount(source=self._mark, target=MARK),
+        )
+        if shell is None:
+            return found
+        return (*found, Mount(source=shell, target=SHELL, writable=False))
+
+    def command(self, shell: Path | None, *, confined: bool) -> list[str]:
+        """Give what is to be executed in the container."""
+        memory = self.plan.limits.memory_bytes
+        limit = "" if memory is None or confined else str(memory // 1024)
+        interpreter = "/bin/sh" if shell is None else str(SHELL)
+        return [interpreter, str(SCRIPT), str(self.plan.cwd), limit, *self.plan.argv]
+
+    def write(self) -> None:
+        """Write the files anew, for a step that never ran. Raises OSError."""
+        sandbox = self.plan.sandbox
+        assert sandbox is not None
+        self.folder.mkdir(mode=0o711, exist_ok=True)
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        for path, text, mode in (
+            (self._script, _script(self.plan), 0o400),
+            (self._mark, _BEFORE, 0o600),
+        ):
+            path.unlink(missing_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with open(fd, "wb") as file:
+                file.write(os.fsencode(text))
+        if os.geteuid() == 0:
+            for path in (self.home, self._script, self._mark):
+                os.chown(path, sandbox.uid, sandbox.gid)
+
+    def never_ran(self) -> tuple[Reason | None, str] | None:
+        """Tell why the program did not run, where that is known of it; None if it did run."""
+        text = _BEFORE
+        with suppress(OSError):
+            fd = os.open(self._mark, os.O_RDONLY | os.O_NOFOLLOW)
+            with open(fd, "rb") as file:
+                text = os.fsdecode(file.read(_ANSWER_BYTES)) or _BEFORE
+        program, rest = self.plan.argv[0], text[1:]
+        match text[0]:
+            case "?":
+                return None, ""
+            case "n":
+                where = "" if "/" in program else f" in PATH ({rest})"
+                return Reason.COMMAND_NOT_FOUND, f"{program}: no such program in the image{where}"
+            case "c":
+                return Reason.NOT_EXECUTABLE, f"cannot start in {self.plan.cwd}: no such folder"
+            case "d":
+                return Reason.NOT_EXECUTABLE, f"{rest}: is a folder"
+            case "p":
+                fix = "permission denied: make it executable (chmod +x)"
+                return Reason.NOT_EXECUTABLE, f"{rest}: {fix}"
+            case "l":
+                return Reason.NOT_EXECUTABLE, "resources.memory cannot be had for the container"
+            case "x":
+                why = "not for this machine, or its interpreter or loader is not in the image"
+                return Reason.NOT_EXECUTABLE, f"{rest}: {why}"
+        return None
+
+
+def _script(plan: StepPlan) -> str:
+    assert plan.sandbox is not None
+    own = [f"{prefix}_{name}" for prefix in ("APPTAINER", "SINGULARITY") for name in _OWN]
+    lines = [f"unset PS1 PROMPT_COMMAND {' '.join(own)}"]
+    env = dict(plan.env)
+    if not plan.sandbox.gpus:
+        lines.append(f'[ "$LD_LIBRARY_PATH" != {_LIBRARIES} ] || unset LD_LIBRARY_PATH')
+    elif "LD_LIBRARY_PATH" in env:
+        env["LD_LIBRARY_PATH"] += f":{_LIBRARIES}"
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
+    return "\n".join([*lines, _RUN])
