@@ -141,6 +141,12 @@ class Config(BaseSettings):
     max_file_bytes: Bytes = Field(
         0, description="Bytes a file may have that a command writes; 0: any number."
     )
+    max_log_bytes: Bytes = Field(
+        10 * 10**9, description="Bytes kept of what an attempt prints, of each stream; 0: all."
+    )
+    min_free: Bytes = Field(
+        256 * 2**20, description="Bytes kept free on the disk of the state folder; 0: none."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What the agent's own log tells."
     )

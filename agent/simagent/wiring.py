@@ -139,6 +139,8 @@ def open_context(config: Config) -> "Context":
         inputs=Limits(max_bytes=config.max_input_bytes, max_files=config.max_input_files),
         max_processes=config.max_processes or None,
         max_file_bytes=config.max_file_bytes or None,
+        max_log_bytes=config.max_log_bytes or None,
+        min_free=config.min_free,
         task_user=task_user(config.task_uid),
         allow_root_images=config.allow_root_images,
         containers=config.runtimes,

@@ -73,9 +73,15 @@ def _state_dir(config: Config) -> Iterator[Check]:
         fix = "name another with --state-dir, or SIMAGENT_STATE_DIR"
         yield Check("state folder", "missing", f"{existing} cannot be written to", fix)
     free = shutil.disk_usage(existing).free
-    enough = free >= _LITTLE_SPACE
-    fix = "" if enough else "simagent prune --older-than 30d, or name another --state-dir"
-    yield Check("disk", "ok" if enough else "note", f"{size(free)} free in {existing}", fix)
+    fix = "simagent prune --older-than 30d, or name another --state-dir"
+    text = f"{size(free)} free in {existing}"
+    if free < config.min_free:
+        text += f", less than min_free ({size(config.min_free)}): no task is taken"
+        yield Check("disk", "missing", text, fix)
+    elif free < _LITTLE_SPACE:
+        yield Check("disk", "note", text, fix)
+    else:
+        yield Check("disk", "ok", text)
 
 
 def _store(config: Config) -> Iterator[Check]:

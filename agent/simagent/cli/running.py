@@ -95,6 +95,7 @@ def _check(spec: Spec, config: Config) -> None:
         allow_process=allowed,
         has_mpi=has_mpi,
         folder=config.state_dir,
+        min_free=config.min_free,
     )
     _refuse(why)
 

@@ -247,6 +247,8 @@ def finish(
     outcome = state.outcome
     if attempt.reason is Reason.OUTPUT_FAILED and outcome is Status.SUCCEEDED:
         outcome = Status.ERROR  # never `succeeded` without what it produced
+    if attempt.reason is Reason.DISK_FULL and outcome is Status.SUCCEEDED:
+        outcome = Status.FAILED  # nor where there is no room for it
     return state.with_(
         status=outcome,
         outcome=outcome,

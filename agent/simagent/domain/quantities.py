@@ -39,5 +39,13 @@ def parse_size(value: object) -> object:
     return int(parsed) if isinstance(value, str) and isinstance(parsed, float) else parsed
 
 
+def size_text(count: int) -> str:
+    """Write a number of bytes for people: `700 bytes`, `12.0 MiB`, `1.4 GiB`."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if count >= _SIZES[unit.lower()]:
+            return f"{count / _SIZES[unit.lower()]:,.1f} {unit}"
+    return f"{count} bytes"
+
+
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]

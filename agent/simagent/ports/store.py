@@ -7,6 +7,7 @@ every engine to it.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 
@@ -28,6 +29,17 @@ class PreconditionError(StoreError):
 
 class StoreUnavailableError(StoreError):
     """No usable answer (timeout, reset, 5xx, no space): the outcome is unknown; try again."""
+
+
+class NoSpaceError(StoreUnavailableError):
+    """There is no space left where the store keeps its objects.
+
+    ``path`` is what could not be written, where that is on this machine.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class StoreRefusedError(StoreError):

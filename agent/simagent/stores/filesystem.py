@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from simagent.ports.store import (
+    NoSpaceError,
     NotFoundError,
     StoreError,
     StoreRefusedError,
@@ -67,6 +68,8 @@ def mapped(
             raise missing(message) from error
         if error.errno in _REFUSED:
             raise StoreRefusedError(message) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(message, path) from error
         raise StoreUnavailableError(message) from error
 
 

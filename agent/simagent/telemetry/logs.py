@@ -4,11 +4,14 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from simagent.domain.keys import AttemptKeys, Stream
 from simagent.ports.store import Store, StoreUnavailableError
 from simagent.telemetry.chunks import MAX_CHUNK_BYTES, Chunk, Cover, cover, list_chunks
+from simagent.telemetry.spool import count_line, cut_line
 
+_NO_LIMIT = 2**63 - 1
 _FAN = 8
 _PASS_CHUNKS = 64
 _VERIFY_TRIES = 3
@@ -20,7 +23,8 @@ class LogShipper:
 
     Keeps nothing on disk: what is in the store is found by listing it, at first and after every
     failed call. ``chunk_bytes`` is the size of a full chunk. Only the first ``max_bytes`` of a
-    file are shipped, then a line that says so; it must not change during an attempt.
+    file are shipped (None: all), then a line that says so; it must not change during an attempt.
+    A stream of ``cut_at`` ends at that offset instead: as far as it had been shipped.
 
     Calls raise `StoreError` or OSError and can then simply be repeated. Not thread-safe.
     """
@@ -32,13 +36,19 @@ class LogShipper:
         files: Mapping[Stream, Path],
         *,
         chunk_bytes: int = 2**20,
-        max_bytes: int = 10 * 10**9,
+        max_bytes: int | None = None,
+        cut_at: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         if not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
             raise ValueError(f"chunk_bytes must be in 1..{MAX_CHUNK_BYTES}")
         self._logs = {
             stream: _Log(
-                store, keys, stream, path=path, chunk_bytes=chunk_bytes, max_bytes=max_bytes
+                store,
+                keys,
+                stream,
+                path=path,
+                chunk_bytes=chunk_bytes,
+                max_bytes=cut_at.get(stream, _NO_LIMIT if max_bytes is None else max_bytes),
             )
             for stream, path in files.items()
         }
@@ -46,6 +56,10 @@ class LogShipper:
     def resume(self) -> dict[Stream, int]:
         """Look up how many bytes of each log are in the store, and remove superseded chunks."""
         return {stream: log.resume() for stream, log in self._logs.items()}
+
+    def missing(self) -> dict[Stream, int]:
+        """Tell which logs are not wholly in the store, and how many bytes of them are."""
+        return {stream: log.resume() for stream, log in self._logs.items() if not log.is_complete}
 
     def ship(self, *, flush: bool) -> int:
         """Upload what is new in one bounded pass and return its bytes.
@@ -112,6 +126,10 @@ class _Log:
     def resume(self) -> int:
         self._known = None
         return self._cover().end
+
+    @property
+    def is_complete(self) -> bool:
+        return self.resume() >= min(self._file_size(), self._max_bytes)
 
     def ship(self, *, flush: bool) -> int:
         size = min(self._file_size(), self._max_bytes)
@@ -239,7 +257,7 @@ class _Log:
         """Say in the store's copy where it ends, if the file goes on."""
         if self._largest <= self._max_bytes:
             return b""
-        line = f"\n[simagent: the log is cut here, after {self._max_bytes} bytes]\n".encode()
+        line = cut_line(self._max_bytes)
         if not self._cut_noted:
             self._store.put(self._keys.log_chunk(self._stream, self._max_bytes), line)
             self._cut_noted = True
@@ -250,6 +268,6 @@ class _Log:
         line = self._note_cut()
         if not line:
             return 0
-        count = f"[simagent: {self._largest - self._max_bytes} bytes are left out]\n".encode()
+        count = count_line(self._largest - self._max_bytes)
         self._store.put(self._keys.log_chunk(self._stream, self._max_bytes + len(line)), count)
         return len(line) + len(count)

@@ -78,7 +78,7 @@ class _Open:
             crc=0,
             packed=0,
             # Until the end is known: whether the header needs zip64 hangs on it.
-            size=self.expected,
+            size=self.expected + len(member.tail),
             offset=0,
         )
         self.header = local_header(name, self.entry)
@@ -90,6 +90,8 @@ class _Open:
     def block(self, offset: int) -> _Block:
         """Read and deflate the block at an offset. Any thread may do so."""
         raw = os.pread(self.file, min(BLOCK, self.expected - offset), offset)
+        if offset + BLOCK >= self.expected:
+            raw += self.member.tail
         return _Block(raw, _deflate(raw))
 
 
@@ -209,7 +211,7 @@ class Archive:
 
     def _end_file(self, opened: _Open) -> bytes:
         status = os.fstat(opened.file)
-        changed = is_changed(status, opened.read, opened.member.size)
+        changed = is_changed(status, opened.read, opened.member)
         if changed or status.st_mtime_ns != opened.entry.mtime_ns:
             self.notes.append((opened.member.path, CHANGED))
         os.close(opened.file)

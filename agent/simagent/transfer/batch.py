@@ -34,7 +34,8 @@ class Member(NamedTuple):
     """Something to pack: ``source`` beneath the folder ``root`` becomes ``path``.
 
     ``kind`` is file, link or folder. At most ``size`` bytes of a file are packed, what it had
-    when it was selected, so that one which grows does not do so for ever.
+    when it was selected, so that one which grows does not do so for ever. Where it was longer
+    already, ``tail`` says so: these bytes are packed after the others.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Member(NamedTuple):
     source: str
     kind: str
     size: int = 0
+    tail: bytes = b""
 
 
 class Batch(NamedTuple):
@@ -74,7 +76,7 @@ def pack_batch(members: list[Member]) -> Batch:
             except OSError as error:
                 notes.append((member.path, why_unread(error)))
                 continue
-            if member.kind == "file" and is_changed(status, len(data), member.size):
+            if member.kind == "file" and is_changed(status, len(data), member):
                 notes.append((member.path, CHANGED))
             header, line, body, entry = _pack_one(member, data, status, offset)
             parts += (header, body)
@@ -104,9 +106,11 @@ def open_file(tree: Tree, source: str) -> tuple[int, os.stat_result]:
     return file, status
 
 
-def is_changed(status: os.stat_result, read: int, expected: int) -> bool:
+def is_changed(status: os.stat_result, read: int, member: Member) -> bool:
     """Tell whether a file is not what was selected."""
-    return not read == status.st_size == expected
+    if member.tail:
+        return read != member.size + len(member.tail)
+    return not read == status.st_size == member.size
 
 
 def why_unread(error: OSError) -> str:
@@ -127,7 +131,7 @@ def _read(tree: Tree, member: Member) -> tuple[bytes, os.stat_result]:
     if member.kind == "file":
         file, status = open_file(tree, member.source)
         try:
-            return os.read(file, member.size), status
+            return os.read(file, member.size) + member.tail, status
         finally:
             os.close(file)
     if member.kind == "folder":

@@ -150,6 +150,17 @@ def select(
     return Selection(members, skipped)
 
 
+class Extra(NamedTuple):
+    """A file put beside the run's own outputs.
+
+    Only its first ``most`` bytes where it is longer, and then what ``tail`` says of its size.
+    """
+
+    path: Path
+    most: int | None = None
+    tail: Callable[[int], bytes] = lambda _size: b""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploaded:
     """Published outputs.
@@ -170,7 +181,7 @@ def upload_outputs(
     store: Store,
     keys: AttemptKeys,
     selection: Selection,
-    extras: Mapping[str, Path],
+    extras: Mapping[str, Path | Extra],
     *,
     epoch: int,
     threads: int,
@@ -226,9 +237,10 @@ def _unread(manifest: Manifest) -> tuple[Skipped, ...]:
     return (*folders, *files)
 
 
-def _extras(selection: Selection, extras: Mapping[str, Path]) -> Iterator[Member]:
+def _extras(selection: Selection, extras: Mapping[str, Path | Extra]) -> Iterator[Member]:
     taken = {member.path.split("/", 1)[0] for member in selection.members}
-    for wanted, path in extras.items():
+    for wanted, extra in extras.items():
+        path, most, tail = extra if isinstance(extra, Extra) else Extra(extra)
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -239,7 +251,9 @@ def _extras(selection: Selection, extras: Mapping[str, Path]) -> Iterator[Member
             stem, dot, suffix = wanted.rpartition(".")
             name = f"{stem}.{number}{dot}{suffix}" if dot else f"{wanted}.{number}"
         taken.add(name)
-        yield Member(name, str(path.parent), path.name, "file", size)
+        cut = most is not None and size > most
+        kept, more = (most or 0, tail(size)) if cut else (size, b"")
+        yield Member(name, str(path.parent), path.name, "file", kept, more)
 
 
 def _upload(

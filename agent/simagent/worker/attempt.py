@@ -1,6 +1,5 @@
 """One attempt, from the claim to the end: prepares, runs the steps, publishes or gives back."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -15,6 +14,8 @@ from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
 from simagent.worker.control import Control
+from simagent.worker.disk import is_no_space
+from simagent.worker.diskwatch import DiskWatch
 from simagent.worker.holding import Holding
 from simagent.worker.imaging import fetch_image
 from simagent.worker.journal import Journal
@@ -24,6 +25,7 @@ from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders, Par
 from simagent.worker.prepare import prepare
 from simagent.worker.publish import OutputFailedError, UnreadOutputsError, publish, stderr_tail
 from simagent.worker.recovery import stop_leftovers
+from simagent.worker.room import NoRoomError, Patience
 from simagent.worker.steps import Ending, StepLostError, StepRunner
 from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
@@ -100,15 +102,18 @@ class AttemptRun:
             every=self._ctx.settings.look_every,
             keep_alive=lambda: self._runtime.keep_alive(journal.steps),
         )
+        disk = DiskWatch(self._ctx, journal, self.orders)
         threads = [
             self._threads.start(f"lease {self.task.id}", self._lease.run),
             self._threads.start(f"control {self.task.id}", control.run),
+            self._threads.start(f"disk {self.task.id}", disk.run),
         ]
         self._telemetry.start()
         try:
             yield
         finally:
             control.stop()
+            disk.stop()
             self._lease.stop()
             self._telemetry.stop(0.0, final=False)
             for thread in threads:
@@ -147,6 +152,9 @@ class AttemptRun:
             fetch_image(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
             if not self._journal.entry.prepared:
                 prepare(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
+            if not self.orders.to_end:
+                self._holding.start_running()
+            return self._steps.run()
         except InputError as error:
             return Ending(Status.FAILED, error.reason, str(error))
         except ImageError as error:
@@ -154,12 +162,11 @@ class AttemptRun:
                 raise StepLostError(error.reason, str(error)) from error
             return Ending(Status.FAILED, error.reason, str(error))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_no_space(error):
                 raise
-            return Ending(Status.FAILED, Reason.DISK_FULL, f"no room for the inputs: {error}")
-        if self.orders.kill is None:
-            self._holding.start_running()
-        return self._steps.run()
+            stop_leftovers(self._ctx, self._journal.folder)
+            what = "to go on" if self._journal.entry.prepared else "for the inputs"
+            return Ending(Status.FAILED, Reason.DISK_FULL, f"no room {what}: {error}")
 
     def _give_back(self, reason: Reason, message: str) -> Ending | None:
         stop_leftovers(self._ctx, self._journal.folder)
@@ -174,10 +181,18 @@ class AttemptRun:
         tail = "" if ending.outcome is Status.SUCCEEDED else stderr_tail(self._journal)
         self._holding.fix(ending, attempt, tail)
         if not self._telemetry.stop(_FLUSH_SECONDS):
-            self._holding.persist(self._telemetry.finish)
+            self._ship_rest()
         output, attempt = self._publish(attempt)
         self._lease.end_quietly()
         self._holding.end(output, attempt)
+
+    def _ship_rest(self) -> None:
+        """Bring the rest of the telemetry into the store; what there is no room for is cut."""
+        try:
+            Patience(self._ctx, self._journal, self._holding.insist)(self._telemetry.finish)
+        except NoRoomError as error:
+            log.warning("no room for all of the logs", task=self.task.id, error=str(error))
+            self._holding.persist(self._telemetry.cut)
 
     def _publish(self, attempt: Attempt) -> tuple[Output | None, Attempt]:
         output: Output | None = None
@@ -189,7 +204,9 @@ class AttemptRun:
             output = error.output if isinstance(error, UnreadOutputsError) else None
             log.warning("outputs not published", task=self.task.id, error=str(error))
             if attempt.reason is None:
-                attempt = attempt.with_(reason=Reason.OUTPUT_FAILED, message=str(error))
+                attempt = attempt.with_(reason=error.reason, message=str(error))
+            else:
+                attempt = attempt.with_(message=f"{attempt.message}; {error}")
         timings = attempt.timings | self._timeline.as_dict()
         return output, attempt.with_(timings=timings, ended=self._ctx.clock.wall())
 

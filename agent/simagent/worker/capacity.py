@@ -1,15 +1,16 @@
 """What a task asks of the machine, held against what the machine has."""
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from simagent.domain.quantities import size_text
 from simagent.domain.spec import Resources, Spec
 from simagent.ports.runtime import Runtime
 from simagent.worker.choice import CONTAINERS, NoRuntimeError, choose
+from simagent.worker.disk import free_bytes
 
 
 def refusal(
@@ -20,6 +21,7 @@ def refusal(
     allow_process: bool,
     has_mpi: bool,
     folder: Path,
+    min_free: int,
 ) -> str | None:
     """Tell why an agent of this machine would not run a task, None where it would."""
     try:
@@ -28,7 +30,18 @@ def refusal(
         return str(error)
     if not has_mpi and asks_for_mpi(spec):
         return "a step asks for MPI, and no mpirun was found: install MPICH"
-    return lacking(spec.resources, folder)
+    return short_of_space(folder, min_free) or lacking(spec.resources, folder, min_free)
+
+
+def short_of_space(folder: Path, min_free: int) -> str | None:
+    """Tell how much is free where a folder lies or will lie, where that is less than is kept."""
+    free = _free(folder)
+    if free >= min_free:
+        return None
+    return (
+        f"{size_text(free)} are free in {folder}, less than min_free ({size_text(min_free)}): "
+        "make room there, or name another state_dir"
+    )
 
 
 def asks_for_mpi(spec: Spec) -> bool:
@@ -36,22 +49,24 @@ def asks_for_mpi(spec: Spec) -> bool:
     return any(command.mpi for command in spec.commands)
 
 
-def lacking(asked: Resources, folder: Path) -> str | None:
+def lacking(asked: Resources, folder: Path, min_free: int = 0) -> str | None:
     """Tell what a task asks for that this machine lacks, None where it has it all.
 
-    Of disk what is free now counts, where ``folder`` lies or will lie; of the rest all there is.
+    Of disk what is free now counts, where ``folder`` lies or will lie, without the ``min_free``
+    bytes that are kept; of the rest all there is.
     """
     cores = len(os.sched_getaffinity(0))
     if asked.cpus is not None and asked.cpus > cores:
         return f"resources.cpus: {asked.cpus:g} are asked for, this machine has {cores}"
     memory = psutil.virtual_memory().total
     if asked.memory is not None and asked.memory > memory:
-        return f"resources.memory: {_size(asked.memory)} are asked for, there are {_size(memory)}"
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if asked.disk is not None and asked.disk > (free := shutil.disk_usage(existing).free):
-        return f"resources.disk: {_size(asked.disk)} are asked for, {_size(free)} are free"
+        wanted, there = size_text(asked.memory), size_text(memory)
+        return f"resources.memory: {wanted} are asked for, there are {there}"
+    if asked.disk is not None and asked.disk > (free := max(0, _free(folder) - min_free)):
+        return f"resources.disk: {size_text(asked.disk)} are asked for, {size_text(free)} are free"
     return None
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"
+def _free(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return free_bytes(existing)

@@ -52,6 +52,7 @@ def claim(
         started=ctx.clock.wall(),
         timings=_queue_wait(verdict.state, ctx.clock.wall()),
     )
+    ctx.journals.reserve.fill()
     journal = ctx.journals.create(
         Entry(
             project=task.project,
@@ -63,6 +64,7 @@ def claim(
             boot_id=identity.boot_id,
             receipt=receipt,
             runtime=runtime,
+            max_log_bytes=ctx.settings.max_log_bytes,
             attempt=attempt,
         )
     )

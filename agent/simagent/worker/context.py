@@ -1,8 +1,9 @@
 """What the worker's operations work with: made once by the wiring, handed down, never changed."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
@@ -14,6 +15,7 @@ from simagent.ports.runtime import Runtime
 from simagent.telemetry.pump import LOCAL_PACE, Pace
 from simagent.transfer.unpack import Limits
 from simagent.worker.choice import CONTAINERS
+from simagent.worker.disk import free_bytes
 from simagent.worker.journal import Journals
 
 
@@ -49,6 +51,11 @@ class Settings:
     allow_root_images: bool = False
     containers: tuple[str, ...] = CONTAINERS
     """The runtimes of images, the preferred one first."""
+    max_log_bytes: int | None = None
+    min_free: int = 0
+    """Bytes kept free on the disk of the state folder."""
+    room_wait: float = 60.0
+    """Time to wait for room to publish outputs in; ten times as long after a run that succeeded."""
     stop_within: float = 8.0
     """Time the attempts get to flush when the agent detaches."""
     give_back_within: float = 90.0
@@ -72,3 +79,5 @@ class Context:
     """Of each runtime that runs containers, by its name."""
     launcher: Launcher | None = None
     settings: Settings = field(default_factory=Settings)
+    free_bytes: Callable[[Path], int] = free_bytes
+    """Tells what is free on the disk of a folder."""

@@ -18,7 +18,12 @@ from simagent.domain.state import Attempt, Output, State, Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import QueueError
 from simagent.ports.retry import InterruptedRetryError, retrying
-from simagent.ports.store import NotFoundError, StoreRefusedError, StoreUnavailableError
+from simagent.ports.store import (
+    NoSpaceError,
+    NotFoundError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
@@ -126,10 +131,23 @@ class Holding:
             raise LeaseLost(str(error)) from error
 
     def persist(self, call: Callable[[], _T]) -> _T:
-        """Repeat a call through any outage: of the store, of its permissions, of the disk.
+        """Repeat a small call through any outage: of the store, of its permissions, of the disk.
 
-        A kill or a notice of preemption does not end that: what they ask for needs the store.
+        A kill or a notice of preemption does not end that: what they ask for needs the store. On a
+        full disk the reserve is used.
         """
+
+        def tried() -> _T:
+            try:
+                return call()
+            except (NoSpaceError, OSError):
+                self._journal.reserve.give_up_if_full()
+                raise
+
+        return self.insist(tried)
+
+    def insist(self, call: Callable[[], _T]) -> _T:
+        """Repeat a call like `persist`, but one that may take any space."""
         return self.retry(call, on=(StoreUnavailableError, StoreRefusedError, OSError))
 
     def retry(

@@ -6,7 +6,7 @@ One folder an attempt under ``attempts/``; its ``journal.json`` is replaced atom
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
@@ -15,6 +15,7 @@ from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
 from simagent.domain.state import Attempt, Holder, Record, Status
+from simagent.worker.disk import Reserve, is_no_space
 
 FORMAT = 1
 _NAME = "journal.json"
@@ -53,6 +54,10 @@ class Entry(Record):
     """The image they run in, by its handle."""
     user: tuple[int, int] | None = None
     """Whom they run as in it: user and group number."""
+    max_log_bytes: int | None = 10 * 10**9
+    """What is kept of each stream: what was configured when the attempt began."""
+    cut_at: Mapping[str, int] = {}
+    """What is kept of a stream that there was no room for in the store."""
     stopping: Reason | None = None
     """Why the running step was told to end."""
     crashes: int = 0
@@ -77,6 +82,7 @@ class Journal:
     def __init__(self, folder: Path, entry: Entry) -> None:
         self.folder = folder
         self.entry = entry
+        self.reserve = Reserve(folder.parent.parent)
 
     @property
     def steps(self) -> Path:
@@ -114,10 +120,27 @@ class Journal:
         return self.folder / "scratch"
 
     def write(self, **changes: object) -> None:
-        """Change the entry, durably. Raises OSError; the entry is unchanged then."""
+        """Change the entry, durably. Raises OSError; the entry is unchanged then.
+
+        On a full disk the reserve is used for it.
+        """
         entry = self.entry.with_(**changes)
+        while True:
+            try:
+                self._write(entry)
+            except OSError as error:
+                if not (is_no_space(error) and self.reserve.give_up()):
+                    raise
+            else:
+                self.entry = entry
+                return
+
+    def begin(self) -> None:
+        """Write the entry for the first time, durably. Raises OSError."""
+        self._write(self.entry)
+
+    def _write(self, entry: Entry) -> None:
         _write_durably(self.folder / _NAME, entry.model_dump_json(indent=1).encode())
-        self.entry = entry
 
     def remove(self) -> None:
         """Forget the attempt: the journal first, then everything else of it."""
@@ -131,6 +154,7 @@ class Journals:
     def __init__(self, state_dir: Path) -> None:
         self.root = state_dir / "attempts"
         self._aside = state_dir / "set-aside"
+        self.reserve = Reserve(state_dir)
         self.root.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -145,7 +169,11 @@ class Journals:
             shutil.rmtree(folder)
         folder.mkdir(mode=0o755)
         journal = Journal(folder, entry)
-        journal.write()
+        try:
+            journal.begin()
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         _sync_folder(self.root)
         return journal
 

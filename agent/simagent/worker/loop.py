@@ -261,6 +261,7 @@ class Agent:
             allow_process=self._ctx.settings.allow_process,
             has_mpi=self._ctx.launcher is not None,
             folder=self._ctx.journals.root,
+            min_free=self._ctx.settings.min_free,
         )
 
     def _leave(self) -> None:

@@ -46,6 +46,8 @@ class Orders:
     def __init__(self) -> None:
         self.wake = Wake()
         self.kill: Kill | None = None
+        self.no_space: str | None = None
+        """That the disk is about to be full, in words."""
         self.interrupted: Interrupted | None = None
         """The standing order not to go on, if any."""
 
@@ -55,10 +57,16 @@ class Orders:
             self.kill = kill
             self.wake.set()
 
+    def tell_no_space(self, lack: str) -> None:
+        """The disk is about to be full: the task has to end."""
+        if self.no_space is None:
+            self.no_space = lack
+            self.wake.set()
+
     @property
     def to_end(self) -> bool:
         """Whether the task has to end, here and now."""
-        return self.kill is not None
+        return self.kill is not None or self.no_space is not None
 
     def interrupt(self, order: Interrupted) -> None:
         """Do not go on here, unless an order that outweighs this one stands already."""

@@ -22,8 +22,8 @@ def prepare(
 ) -> None:
     """Lay the inputs, from the start where an earlier try was interrupted.
 
-    Returns early when a kill comes. Raises `simagent.transfer.errors.InputError`, OSError, and
-    `Interrupted` where an order came.
+    Returns early when the task has to end. Raises `simagent.transfer.errors.InputError`, OSError,
+    and `Interrupted` where an order came.
     """
     sources = Sources(
         store=ctx.ledger.store,
@@ -34,7 +34,7 @@ def prepare(
         limits=ctx.settings.inputs,
         allow_file=ctx.settings.allow_file_inputs,
     )
-    while orders.kill is None:
+    while not orders.to_end:
         orders.check()
         shutil.rmtree(journal.artifacts, ignore_errors=True)
         journal.artifacts.mkdir(parents=True)

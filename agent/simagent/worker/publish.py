@@ -1,17 +1,23 @@
 """FINAL's work: what the run made goes into the store, with its logs and metrics beside it."""
 
+from pathlib import Path
+
 import structlog
 
-from simagent.domain.keys import STREAMS
+from simagent.domain.keys import STREAMS, Stream
+from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import Output
 from simagent.ports.store import StoreError
 from simagent.telemetry.segments import write_csv
+from simagent.telemetry.spool import count_line, cut_line
 from simagent.telemetry.timeline import Timeline
-from simagent.transfer.outputs import EMPTY, Snapshot, select, snapshot, upload_outputs
+from simagent.transfer.outputs import EMPTY, Extra, Snapshot, select, snapshot, upload_outputs
 from simagent.worker.context import Context
+from simagent.worker.disk import is_no_space
 from simagent.worker.holding import Holding
 from simagent.worker.journal import ARTIFACTS, Journal
+from simagent.worker.room import NoRoomError, Patience
 
 _TAIL_BYTES = 4096
 _TAIL_LINES = 20
@@ -21,6 +27,10 @@ log = structlog.get_logger()
 
 class OutputFailedError(Exception):
     """The outputs cannot be published; the message says why."""
+
+    def __init__(self, message: str, reason: Reason = Reason.OUTPUT_FAILED) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class UnreadOutputsError(OutputFailedError):
@@ -42,11 +52,10 @@ def publish(
     try:
         # By way of the attempt's own folder: a command can put a link where its folder was.
         selection = select(journal.folder, _before(journal), spec.outputs, beneath=ARTIFACTS)
-        extras = {f"{name}.txt": journal.logs / name for name in STREAMS}
+        extras = {f"{name}.txt": _log(journal, name) for name in STREAMS}
         csv = journal.folder / "system_metrics.csv"
-        if journal.metrics.exists():
-            write_csv(journal.metrics, csv)
-            extras[csv.name] = csv
+        if _has_table(journal, csv):
+            extras[csv.name] = Extra(csv)
         uploaded = upload_outputs(
             ctx.ledger.store,
             entry.keys.attempt(entry.epoch),
@@ -54,9 +63,11 @@ def publish(
             extras,
             epoch=entry.epoch,
             threads=ctx.settings.pack_threads,
-            retry=holding.retry,
+            retry=Patience(ctx, journal, holding.retry),
             clock=ctx.clock,
         )
+    except NoRoomError as error:
+        raise OutputFailedError(f"outputs not published: {error}", Reason.DISK_FULL) from error
     except (OSError, StoreError) as error:
         raise OutputFailedError(f"outputs not published: {error}") from error
     for note in uploaded.unread:
@@ -71,6 +82,28 @@ def publish(
     timeline.add("upload", uploaded.upload_seconds, uploaded.output.archive_bytes)
     timeline.add("verify", uploaded.verify_seconds, uploaded.output.archive_bytes)
     return uploaded.output
+
+
+def _log(journal: Journal, stream: Stream) -> Extra:
+    """Give a log as it is in the store: cut, and saying so, where it is too long."""
+    most = journal.entry.cut_at.get(stream, journal.entry.max_log_bytes)
+    if most is None:
+        return Extra(journal.logs / stream)
+    return Extra(journal.logs / stream, most, lambda size: cut_line(most) + count_line(size - most))
+
+
+def _has_table(journal: Journal, csv: Path) -> bool:
+    """Make a table of the metrics, where there are any; on a full disk go without."""
+    try:
+        write_csv(journal.metrics, csv)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        log.warning("no room for a table", path=str(csv), error=str(error))
+        return False
+    return True
 
 
 def stderr_tail(journal: Journal) -> str:

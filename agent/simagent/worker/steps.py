@@ -19,12 +19,13 @@ from simagent.ports.runtime import (
     StepPlan,
 )
 from simagent.worker.context import Context
+from simagent.worker.diskwatch import shortage
 from simagent.worker.journal import Journal
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
 from simagent.worker.plans import plan_step
 
 _STOP_MARGIN = 15.0
-_LOST_GRACE = 5.0
+_HASTY_GRACE = 5.0
 _LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 
 log = structlog.get_logger()
@@ -121,6 +122,8 @@ class StepRunner:
         self._orders.check()
         if self._orders.kill is not None:
             return self._killed()
+        if self._orders.no_space is not None:
+            return self._out_of_space()
         if self._time_left() == 0.0:
             return self._timed_out()
         return None
@@ -140,6 +143,9 @@ class StepRunner:
             if self._orders.kill is not None:
                 self._stop(step, self._grace(), Reason.KILLED)
                 stopped = True
+            elif self._orders.no_space is not None:
+                self._stop(step, min(self._spec.grace, _HASTY_GRACE), Reason.DISK_FULL)
+                stopped = True
             elif self._time_left() == 0.0:
                 self._stop(step, self._spec.grace, Reason.TIME_LIMIT)
                 stopped = True
@@ -149,7 +155,7 @@ class StepRunner:
             raise order
         grace = self._spec.grace
         if isinstance(order, LeaseLost):
-            grace = min(grace, _LOST_GRACE)
+            grace = min(grace, _HASTY_GRACE)
         self._stop(step, grace, order.reason)
         deadline = self._ctx.clock.now() + grace + _STOP_MARGIN
         while (left := deadline - self._ctx.clock.now()) > 0:
@@ -190,6 +196,10 @@ class StepRunner:
         limit = self._spec.time_limit
         return Ending(Status.TIMED_OUT, Reason.TIME_LIMIT, f"time_limit of {limit:g} s reached")
 
+    def _out_of_space(self) -> Ending:
+        lack = self._orders.no_space or f"less than min_free was free in {self._journal.folder}"
+        return Ending(Status.FAILED, Reason.DISK_FULL, lack)
+
     def _judge(self, number: int, plan: StepPlan, exit_: StepExit) -> Ending | None:
         if exit_.reason in _LOST:
             raise StepLostError(exit_.reason, exit_.message)
@@ -199,6 +209,8 @@ class StepRunner:
                     return self._killed()
                 case Reason.TIME_LIMIT:
                     return self._timed_out()
+                case Reason.DISK_FULL:
+                    return self._out_of_space()
                 case why:
                     # Told to end for a reason of the agent's, which did not live to act on it.
                     raise StepLostError(why or Reason.AGENT_ERROR, "the step was told to end")
@@ -208,11 +220,18 @@ class StepRunner:
         more = exit_.message and f": {exit_.message}"
         if exit_.signal is not None:
             ended = f"{where} was ended by {_signal_name(exit_.signal)}{more}"
-            return Ending(Status.FAILED, Reason.SIGNAL, ended)
+            return self._failed(Reason.SIGNAL, ended)
         if exit_.exit_code:
             exited = f"{where} exited with code {exit_.exit_code}{more}"
-            return Ending(Status.FAILED, Reason.EXIT_CODE, exited)
+            return self._failed(Reason.EXIT_CODE, exited)
         return None
+
+    def _failed(self, reason: Reason, message: str) -> Ending:
+        """End as failed; for lack of space where there is one: programs fail of that themselves."""
+        lack = self._orders.no_space or shortage(self._ctx, self._journal)
+        if lack is not None:
+            return Ending(Status.FAILED, Reason.DISK_FULL, f"{message}; {lack}")
+        return Ending(Status.FAILED, reason, message)
 
     def _record(self, number: int, plan: StepPlan, exit_: StepExit) -> None:
         record = StepRecord(

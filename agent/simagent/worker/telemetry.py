@@ -58,9 +58,21 @@ class Telemetry:
         while metrics.ship():
             continue
 
+    def cut(self) -> None:
+        """Leave out of the logs what is not in the store yet, and say so there.
+
+        Raises StoreError, OSError; can then be repeated.
+        """
+        entry = self._journal.entry
+        if not entry.cut_at:
+            self._journal.write(cut_at=self._logs().missing())
+        self._logs().finish()
+
     def _logs(self) -> LogShipper:
         files = {stream: self._journal.logs / stream for stream in STREAMS}
-        return LogShipper(self._store, self._keys, files)
+        most = self._journal.entry.max_log_bytes
+        cut_at = self._journal.entry.cut_at
+        return LogShipper(self._store, self._keys, files, max_bytes=most, cut_at=cut_at)
 
     def _metrics(self) -> MetricsLog:
         return MetricsLog(self._store, self._keys, self._journal.metrics)
