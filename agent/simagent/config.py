@@ -18,7 +18,7 @@ from pydantic_settings import (
 
 from simagent.domain.ids import check_name
 from simagent.domain.quantities import Bytes, Seconds
-from simagent.domain.spec import Name
+from simagent.domain.spec import ImageName, Name
 from simagent.domain.times import Times
 
 SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
@@ -113,6 +113,15 @@ class Config(BaseSettings):
     )
     allow_root_images: bool = Field(
         False, description="Run images that ask for root as root, confined as all containers."
+    )
+    prefetch: tuple[ImageName, ...] = Field(
+        (), description="Images to fetch when the agent starts, and to keep."
+    )
+    images_high: Annotated[float, Field(gt=0, le=100)] = Field(
+        85.0, description="Percent of the disk used above which unused images are removed."
+    )
+    images_low: Annotated[float, Field(gt=0, le=100)] = Field(
+        75.0, description="Percent of the disk used at which no more images are removed."
     )
     pass_env: tuple[str, ...] = Field(
         ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"),

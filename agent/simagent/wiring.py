@@ -117,6 +117,7 @@ def open_context(config: Config) -> "Context":
     """Make all that the agent works with."""
     from simagent.telemetry.pump import LOCAL_PACE
     from simagent.transfer.unpack import Limits
+    from simagent.worker.caretaker import ImageMarks
     from simagent.worker.containers import task_user
     from simagent.worker.context import Context, Settings
     from simagent.worker.identity import identify
@@ -144,6 +145,8 @@ def open_context(config: Config) -> "Context":
         task_user=task_user(config.task_uid),
         allow_root_images=config.allow_root_images,
         containers=config.runtimes,
+        prefetch=config.prefetch,
+        marks=ImageMarks(high=config.images_high / 100, low=config.images_low / 100),
     )
     journals = Journals(config.state_dir)
     existing = not journals.empty

@@ -22,6 +22,8 @@ class FakeImages:
     user: str = ""
     errors: list[ImageError] = field(default_factory=list)
     stalls: bool = False
+    fetched: list[str] = field(default_factory=list)
+    pins: set[str] = field(default_factory=set)
     asked: threading.Event = field(default_factory=threading.Event)
 
     def ensure(
@@ -33,9 +35,15 @@ class FakeImages:
             raise PullInterruptedError
         if self.errors:
             raise self.errors.pop(0)
+        self.fetched.append(str(ref))
+        if pin:
+            self.pins.add(str(ref))
         if progress is not None:
             progress(1000, 1000)
         return Image(ref=str(ref), digest=DIGEST, handle="an image", size_bytes=1, user=self.user)
+
+    def disk(self) -> Path | None:
+        return None
 
     def kept(self) -> list[KeptImage]:
         return []

@@ -25,6 +25,12 @@ class Event(StrEnum):
     TASK_CLOSED = "task_closed", "A task without a live holder was ended.", "task status reason"
     IMAGE_PULLING = "image_pulling", "An image is being fetched.", "task image bytes of"
     IMAGE_READY = "image_ready", "The task's image is here.", "task image digest runtime bytes"
+    IMAGE_REMOVED = "image_removed", "An image made room on the disk.", "image digest bytes"
+    CONTAINERS_REAPED = (
+        "containers_reaped",
+        "Containers that belonged to no attempt were removed.",
+        "runtime count",
+    )
     STEP_STARTED = "step_started", "A command was started.", "task epoch step argv"
     STEP_ENDED = "step_ended", "A command ended.", "task epoch step exit_code signal seconds"
     TASK_STOPPING = "task_stopping", "The running command is told to end.", "task epoch why"

@@ -65,6 +65,7 @@ def _as_text(value: object) -> object:
 RelativePath = Annotated[str, AfterValidator(check_relative)]
 Environment = Annotated[dict[str, str], BeforeValidator(_as_text), AfterValidator(_check_env)]
 Name = Annotated[str, AfterValidator(check_name)]
+ImageName = Annotated[str, AfterValidator(_check_image)]
 
 
 class Part(BaseModel):
@@ -212,9 +213,7 @@ class Spec(Part):
 
     format: Annotated[int, Field(ge=1)] = Field(FORMAT, description="Version of this format.")
     name: Annotated[str, Field(max_length=200)] = Field("", description="For people to read.")
-    image: Annotated[str, AfterValidator(_check_image)] | None = Field(
-        None, description="Container image the commands run in."
-    )
+    image: ImageName | None = Field(None, description="Container image the commands run in.")
     runtime: Literal["auto", "docker", "apptainer", "process"] = Field(
         "auto", description="What runs the commands."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from simagent.domain.images import ImageRef
@@ -72,6 +73,9 @@ class Images(Protocol):
         it once. ``pin`` keeps it for ever.
         Raises `ImageError`, and `PullInterruptedError`: nothing half-fetched is ever used.
         """
+
+    def disk(self) -> Path | None:
+        """Name a folder on the disk that the images lie on; None where it is not to be seen."""
 
     def kept(self) -> list[KeptImage]:
         """List the images that were fetched, the least recently used first."""

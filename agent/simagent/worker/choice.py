@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from simagent.domain.images import ImageKind
+from simagent.domain.images import ImageKind, ImageRef
 from simagent.domain.spec import Spec
 from simagent.ports.runtime import Runtime
 
@@ -36,7 +36,11 @@ def choose(
                 "allow_process"
             )
         return "process"
-    wanted = preferred if spec.runtime == "auto" else (spec.runtime,)
+    return choose_for(ref, runtimes, preferred if spec.runtime == "auto" else (spec.runtime,))
+
+
+def choose_for(ref: ImageRef, runtimes: Mapping[str, Runtime], wanted: Sequence[str]) -> str:
+    """Name the first of the ``wanted`` runtimes that can run an image. Raises `NoRuntimeError`."""
     if ref.kind in _APPTAINER_ONLY:
         wanted = [name for name in wanted if name == "apptainer"] or ["apptainer"]
     troubles = []

@@ -14,6 +14,7 @@ from simagent.ports.queue import Queue
 from simagent.ports.runtime import Runtime
 from simagent.telemetry.pump import LOCAL_PACE, Pace
 from simagent.transfer.unpack import Limits
+from simagent.worker.caretaker import ImageMarks
 from simagent.worker.choice import CONTAINERS
 from simagent.worker.disk import free_bytes
 from simagent.worker.journal import Journals
@@ -49,6 +50,9 @@ class Settings:
     task_user: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
     """Whom containers run as: user and group number."""
     allow_root_images: bool = False
+    marks: ImageMarks = field(default_factory=ImageMarks)
+    prefetch: tuple[str, ...] = ()
+    """Images that are to be here before a task asks for them, and stay."""
     containers: tuple[str, ...] = CONTAINERS
     """The runtimes of images, the preferred one first."""
     max_log_bytes: int | None = None

@@ -191,6 +191,18 @@ class Journals:
                 end(folder)
                 self.set_aside(folder, str(error).splitlines()[0])
 
+    def handles(self) -> set[str]:
+        """Give the handles of the images that attempts use."""
+        found = set()
+        for folder in self.root.iterdir():
+            try:
+                image = _read(folder).image
+            except (OSError, ValueError, RecursionError):
+                continue
+            if image is not None:
+                found.add(image)
+        return found
+
     def set_aside(self, folder: Path, why: str) -> None:
         """Move an attempt's folder out of the way, for people to look at."""
         self._aside.mkdir(exist_ok=True)
@@ -214,6 +226,11 @@ class Journals:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 folder.unlink(missing_ok=True)
+
+
+def holds_attempt(folder: Path) -> bool:
+    """Tell whether a folder is that of an attempt which is not over."""
+    return (folder / _NAME).exists()
 
 
 def steps_folder(attempt: Path) -> Path:

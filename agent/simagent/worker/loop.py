@@ -15,6 +15,7 @@ from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.attempt import AttemptRun
 from simagent.worker.capacity import refusal
+from simagent.worker.caretaker import Caretaker
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.health import Health
@@ -112,6 +113,8 @@ class Agent:
         if drain is not None:
             watch = partial(drain.watch, self._ctx.clock, self._ended, self.poke)
             self._threads.start("drain", watch)
+        if self._ctx.images:
+            self._threads.start("caretaker", partial(_caretaker(self._ctx).run, self._ended))
         try:
             while not self._turn():
                 self._notifier.alive()
@@ -277,3 +280,15 @@ class Agent:
     def _leave_within(self, order: Interrupted) -> float:
         settings = self._ctx.settings
         return settings.stop_within if isinstance(order, Detached) else settings.give_back_within
+
+
+def _caretaker(ctx: Context) -> Caretaker:
+    return Caretaker(
+        clock=ctx.clock,
+        journals=ctx.journals,
+        runtimes=ctx.runtimes,
+        images=ctx.images,
+        marks=ctx.settings.marks,
+        prefetch=ctx.settings.prefetch,
+        containers=ctx.settings.containers,
+    )

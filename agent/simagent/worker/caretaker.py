@@ -1,0 +1,146 @@
+"""Looks after what containers leave on a machine: images, and containers that nobody knows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import structlog
+
+from simagent.domain.events import Event
+from simagent.domain.images import ImageRef, parse_image
+from simagent.ports.clock import Clock, Wake
+from simagent.ports.images import ImageError, Images, KeptImage, PullInterruptedError
+from simagent.ports.runtime import Runtime, RuntimeFailedError
+from simagent.worker.choice import NoRuntimeError, choose_for
+from simagent.worker.journal import Journals, holds_attempt
+
+FRESH = 3600.0
+"""Seconds since its last use in which an image is never removed: a task may be about to begin."""
+
+_EVERY = 300.0
+_FIRST = 2.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageMarks:
+    """Shares of the disk: above ``high`` images are removed, until ``low`` is reached."""
+
+    high: float = 0.85
+    low: float = 0.75
+
+
+def tidy(
+    images: Images,
+    *,
+    used: Callable[[], float],
+    marks: ImageMarks,
+    spared: Callable[[KeptImage], bool],
+) -> list[KeptImage]:
+    """Remove images, the least recently used first, until the disk is used to the low mark.
+
+    Nothing where the high mark is not reached; never one that is pinned or ``spared``. ``used``
+    tells the used share of the disk. Returns what was removed.
+    """
+    removed: list[KeptImage] = []
+    if used() <= marks.high:
+        return removed
+    for image in images.kept():
+        if image.pinned or spared(image):
+            continue
+        try:
+            freed = images.remove(image.digest)
+        except ImageError as error:
+            log.warning("image not removed", image=image.refs, error=str(error))
+            continue
+        log.info(Event.IMAGE_REMOVED, image=image.refs, digest=image.digest, bytes=freed)
+        removed.append(image)
+        if used() <= marks.low:
+            break
+    return removed
+
+
+def used_share(folder: Path) -> float:
+    """Tell the used share of the disk that a folder lies on, as df does."""
+    disk = psutil.disk_usage(str(folder))
+    return disk.percent / 100
+
+
+class Caretaker:
+    """A thread of the agent that keeps order among its containers and images.
+
+    First of all it fetches the images of ``prefetch``, which stay.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        journals: Journals,
+        runtimes: Mapping[str, Runtime],
+        images: Mapping[str, Images],
+        marks: ImageMarks,
+        prefetch: Sequence[str],
+        containers: Sequence[str],
+        used: Callable[[Path], float] = used_share,
+    ) -> None:
+        """``prefetch`` are references of images, ``containers`` the runtimes to fetch them for."""
+        self._clock = clock
+        self._journals = journals
+        self._runtimes = runtimes
+        self._images = images
+        self._marks = marks
+        self._prefetch = [parse_image(ref) for ref in prefetch]
+        self._containers = containers
+        self._used = used
+
+    def run(self, stop: Wake) -> None:
+        """Look after everything now and then, until ``stop`` is set."""
+        pause = _FIRST
+        while not self._clock.wait(pause, stop):
+            self.look(stop)
+            pause = _EVERY
+
+    def look(self, stop: Wake) -> None:
+        """Do what there is to do now."""
+        for runtime in self._runtimes.values():
+            self._reap(runtime)
+        self._prefetch = [ref for ref in self._prefetch if not self._fetch(ref, stop)]
+        for images in self._images.values():
+            self._tidy(images)
+
+    def _reap(self, runtime: Runtime) -> None:
+        try:
+            count = runtime.reap(lambda folder: holds_attempt(folder.parent))
+        except RuntimeFailedError as error:
+            log.debug("not reaped", runtime=runtime.name, error=str(error))
+            return
+        if count:
+            log.warning(Event.CONTAINERS_REAPED, runtime=runtime.name, count=count)
+
+    def _fetch(self, ref: ImageRef, stop: Wake) -> bool:
+        """Fetch an image that shall be here; tell whether that is settled."""
+        try:
+            name = choose_for(ref, self._runtimes, self._containers)
+            image = self._images[name].ensure(ref, stop, pin=True)
+        except PullInterruptedError:
+            return False
+        except (ImageError, NoRuntimeError) as error:
+            log.warning("image not prefetched", image=str(ref), error=str(error))
+            return isinstance(error, ImageError) and not error.retryable
+        log.info("image prefetched", image=str(ref), digest=image.digest, runtime=name)
+        return True
+
+    def _tidy(self, images: Images) -> None:
+        folder = images.disk()
+        if folder is None:
+            return
+        in_use = self._journals.handles()
+        fresh = self._clock.wall() - FRESH
+
+        def spared(image: KeptImage) -> bool:
+            return image.handle in in_use or image.used > fresh
+
+        tidy(images, used=lambda: self._used(folder), marks=self._marks, spared=spared)
