@@ -85,5 +85,6 @@ class FakeContainers:
         assert plan.sandbox is not None
         for mount in plan.sandbox.mounts:
             if plan.cwd.is_relative_to(mount.target):
-                return replace(plan, cwd=mount.source / plan.cwd.relative_to(mount.target))
+                host = mount.source / plan.cwd.relative_to(mount.target)
+                return replace(plan, cwd=host, sandbox=None)
         raise AssertionError(f"{plan.cwd} is not mounted")
