@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simagent.cli.app import Id, Ids, Json, NewId, OutputDir, SpecFile, Timeout, app
+from simagent.cli.image_commands import images
 from simagent.cli.options import command
 
 if TYPE_CHECKING:
@@ -263,6 +264,9 @@ def prune(
     from simagent.cli.tasks import prune_tasks
 
     prune_tasks(config, older_than=older_than, yes=yes)
+
+
+app.add_typer(images)
 
 
 @command(app, "sweep")

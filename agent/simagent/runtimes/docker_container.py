@@ -1,0 +1,189 @@
+"""What a step's container is: its settings, and the few lines of shell that start the program."""
+
+import hashlib
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simagent.ports.runtime import Sandbox, StepLimits, StepPlan
+
+FOLDER = "/.simagent"
+NEW = "new"
+BEGUN = "begun"
+AGAIN = "again"
+FAILED = "failed"
+REPORT_BYTES = 4096
+"""What the report has from the start, so that it can be written on a full disk."""
+
+LABEL_AGENT = "simagent.agent"
+LABEL_FOLDER = "simagent.folder"
+LABEL_STEP = "simagent.step"
+
+# Files are read and written in here, not by the engine, whose logs are neither byte for byte nor
+# safe from its restarts. The report says how far it came: a container that is started twice, say
+# by an order that was late, does not run the program twice. The program is looked up here, as a
+# shell's own words (and all of BusyBox's tools) would go before it. The names are odd, as changing
+# a variable that the step was given would change it for the program.
+SCRIPT = f"""
+_sa_say() {{ IFS=' '; echo "$*" 1<>{FOLDER}/report; }}
+_sa_fail() {{ trap - EXIT; _sa_say "$@"; exit 127; }}
+read -r _sa_line <{FOLDER}/report
+if [ "$_sa_line" != {NEW} ]; then _sa_say {AGAIN}; exit 125; fi
+_sa_say {BEGUN}
+trap '_sa_say {FAILED} $?' EXIT
+exec <{FOLDER}/stdin >>{FOLDER}/stdout 2>>{FOLDER}/stderr
+unset TINI_KILL_PROCESS_GROUP
+cd -- "$1" 2>/dev/null || _sa_fail not_executable \\
+    "cannot start in $1: no such folder, or one that it may not enter"
+_sa_name=$2
+shift 2
+_sa_found= _sa_bad=
+_sa_try() {{
+    if [ -f "$1" ] && [ -x "$1" ]; then _sa_found=$1; return; fi
+    if [ -d "$1" ]; then _sa_bad=${{_sa_bad:-$1: is a folder}}
+    elif [ -e "$1" ]; then
+        _sa_bad=${{_sa_bad:-$1: permission denied: make it executable (chmod +x)}}
+    fi
+}}
+case $_sa_name in
+*/*) _sa_try "$_sa_name" ;;
+*)  set -f
+    IFS=:
+    for _sa_dir in $PATH; do
+        _sa_try "${{_sa_dir:-.}}/$_sa_name"
+        [ "$_sa_found" ] && break
+    done ;;
+esac
+if [ -z "$_sa_found" ]; then
+    [ "$_sa_bad" ] && _sa_fail not_executable "$_sa_bad"
+    case $_sa_name in
+    */*) _sa_fail command_not_found "$_sa_name: no such program in the image" ;;
+    *) _sa_fail command_not_found "$_sa_name: no such program in the image, in PATH ($PATH)" ;;
+    esac
+fi
+if [ -r "$_sa_found" ]; then
+    IFS= read -r _sa_line <"$_sa_found"
+    case $_sa_line in
+    '#!'* | ?ELF*) ;;
+    *) _sa_fail not_executable \\
+        "$_sa_found: neither a program for this machine nor a script with a #! line" ;;
+    esac
+fi
+command -v shopt >/dev/null && shopt -s execfail  # bash would not run its trap
+exec "$_sa_found" "$@"
+exit $?
+"""
+
+_LEAST_MEMORY = 6 * 2**20  # bytes; engines refuse less
+_LEAST_CPUS = 0.01
+_PT_INTERP = 3
+
+
+def container_name(folder: Path, number: int) -> str:
+    """Name the container of a step: the same each time, another for each other step."""
+    return f"simagent-{hashlib.sha256(str(folder).encode()).hexdigest()[:24]}-{number}"
+
+
+def settings(plan: StepPlan, sandbox: Sandbox, *, agent: str, shell: Path | None) -> dict[str, Any]:
+    """Give what the engine makes the container of. ``shell`` is of the host, None: the image's."""
+    program = f"{FOLDER}/sh" if shell is not None else "/bin/sh"
+    # As the process group of the program is what signals are meant for.
+    env = {**plan.env, "TINI_KILL_PROCESS_GROUP": "1"}
+    own = {LABEL_AGENT: agent, LABEL_FOLDER: str(plan.folder), LABEL_STEP: str(plan.number)}
+    return {
+        "Image": sandbox.image,
+        "Entrypoint": [program, "-c", SCRIPT, "simagent"],
+        "Cmd": [str(plan.cwd), *plan.argv],
+        "Env": [f"{name}={value}" for name, value in env.items()],
+        "User": f"{sandbox.uid}:{sandbox.gid}",
+        "WorkingDir": "/",
+        "Labels": {**sandbox.labels, **own},
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGTERM",
+        "StopTimeout": math.ceil(plan.grace),
+        "HostConfig": {
+            "Init": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges:true"],
+            "ReadonlyRootfs": True,
+            "IpcMode": "private",
+            "NetworkMode": sandbox.network,
+            "LogConfig": {"Type": "none"},
+            "RestartPolicy": {"Name": "no"},
+            "Mounts": _mounts(plan, sandbox, shell),
+            **_limits(plan.limits, sandbox),
+        },
+    }
+
+
+def static_shell(busybox: Path) -> Path | None:
+    """Give ``busybox`` if it runs in any image, needing no library; else None."""
+    try:
+        with busybox.open("rb") as file:
+            head = file.read(64)
+            if head[:5] != b"\x7fELF\x02":  # of 64 bits
+                return None
+            (offset,) = struct.unpack_from("<Q", head, 32)
+            size, count = struct.unpack_from("<HH", head, 54)
+            file.seek(offset)
+            table = file.read(size * count)
+    except (OSError, struct.error):
+        return None
+    kinds = [struct.unpack_from("<I", table, size * i)[0] for i in range(len(table) // size)]
+    return None if _PT_INTERP in kinds else busybox.resolve()
+
+
+def report_path(folder: Path, number: int) -> Path:
+    """Tell where the container of a step says how far it came."""
+    return folder / f"step-{number}.report"
+
+
+def stdin_path(plan: StepPlan) -> Path:
+    """Tell where the container reads its standard input from."""
+    return Path("/dev/null") if plan.stdin is None else plan.folder / f"step-{plan.number}.stdin"
+
+
+def _mounts(plan: StepPlan, sandbox: Sandbox, shell: Path | None) -> list[Mapping[str, Any]]:
+    # Each log by itself, so that a task cannot put a link in its place.
+    mounts = [
+        _bind(plan.stdout, f"{FOLDER}/stdout", writable=True),
+        _bind(plan.stderr, f"{FOLDER}/stderr", writable=True),
+        _bind(report_path(plan.folder, plan.number), f"{FOLDER}/report", writable=True),
+        _bind(stdin_path(plan), f"{FOLDER}/stdin", writable=False),
+    ]
+    if shell is not None:
+        mounts.append(_bind(shell, f"{FOLDER}/sh", writable=False))
+    for mount in sandbox.mounts:
+        mounts.append(_bind(mount.source, str(mount.target), writable=mount.writable))
+    return mounts
+
+
+def _bind(source: Path, target: str, *, writable: bool) -> Mapping[str, Any]:
+    return {
+        "Type": "bind",
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": not writable,
+        "BindOptions": {"Propagation": "rprivate"},
+    }
+
+
+def _limits(limits: StepLimits, sandbox: Sandbox) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if limits.memory_bytes is not None:
+        memory = max(limits.memory_bytes, _LEAST_MEMORY)
+        found |= {"Memory": memory, "MemorySwap": memory}
+    if limits.cpus is not None:
+        found["NanoCpus"] = round(max(limits.cpus, _LEAST_CPUS) * 1e9)
+    if limits.processes is not None:
+        found["PidsLimit"] = limits.processes
+    if limits.file_bytes is not None:
+        most = {"Name": "fsize", "Soft": limits.file_bytes, "Hard": limits.file_bytes}
+        found["Ulimits"] = [most]
+    if sandbox.shm_bytes is not None:
+        found["ShmSize"] = sandbox.shm_bytes
+    if sandbox.gpus:
+        found["DeviceRequests"] = [{"Count": sandbox.gpus, "Capabilities": [["gpu"]]}]
+    return found
