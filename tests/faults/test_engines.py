@@ -14,7 +14,7 @@ import pytest
 
 from faults.lab import FULL, LONG, SCALE, Lab, Measured, Stopwatch
 
-needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="machine: only root can mount disks")
 
 OUTAGE = 600.0 / SCALE
 FLEET = 8
