@@ -113,7 +113,12 @@ class ApptainerRuntime:
         return ApptainerStep(self._process.start(outer), box)
 
     def attach(self, plan: StepPlan) -> ApptainerStep | None:
-        """Find a step that was started before; None if it never was."""
+        """Find a step that was started before; None if it never was.
+
+        None also where the plan tells of no sandbox: to be ended, it is found as a process.
+        """
+        if plan.sandbox is None:
+            return None
         box = Box(plan)
         step = self._process.attach(self._outer(plan, box))
         return None if step is None else ApptainerStep(step, box)
