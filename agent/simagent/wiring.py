@@ -1,6 +1,7 @@
 """The only place that makes engines from the configuration."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from simagent.config import Config, ConfigError
 from simagent.domain.keys import TaskKeys
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
+from simagent.ports.images import Images
 from simagent.ports.launcher import Launcher
 from simagent.ports.queue import Queue
 from simagent.ports.runtime import Runtime
@@ -92,14 +94,60 @@ def open_cgroups(config: Config) -> "Cgroups | None":
         return None
 
 
-def open_runtimes(config: Config, cgroups: "Cgroups | None" = None) -> dict[str, Runtime]:
-    """Make what can run steps here, by name."""
+def open_runtimes(
+    config: Config, cgroups: "Cgroups | None" = None, *, agent: str = "", every: bool = False
+) -> dict[str, Runtime]:
+    """Make what can run steps here, by name.
+
+    Those that are neither wanted nor there are left out, unless ``every`` one is needed to look
+    after what runs already; ``agent`` is whose containers they are.
+    """
     from simagent.runtimes.process import ProcessRuntime
 
-    del config
     # Also where no new commands of the host may run: those that do have to be looked after.
-    runtimes: dict[str, Runtime] = {"process": ProcessRuntime(cgroups)}
+    process = ProcessRuntime(cgroups)
+    runtimes: dict[str, Runtime] = {"process": process}
+    if every or _has_docker(config):
+        from simagent.runtimes.docker import DockerRuntime
+        from simagent.runtimes.docker_engine import DockerEngine
+
+        engine = DockerEngine(config.docker_host)
+        runtimes["docker"] = DockerRuntime(engine, config.allow_root_images, agent)
+    if every or _has_apptainer(config):
+        from simagent.runtimes.apptainer import ApptainerRuntime
+
+        runtimes["apptainer"] = ApptainerRuntime(config.apptainer, process)
     return runtimes
+
+
+def open_images(config: Config) -> dict[str, Images]:
+    """Make the image caches of the container runtimes that are here, by name."""
+    found: dict[str, Images] = {}
+    folder = config.state_dir.absolute() / "images"
+    if _has_docker(config):
+        from simagent.runtimes.docker_engine import DockerEngine
+        from simagent.runtimes.docker_images import DockerImages
+
+        found["docker"] = DockerImages(DockerEngine(config.docker_host), folder / "docker")
+    if _has_apptainer(config):
+        from simagent.runtimes.apptainer_images import ApptainerImages
+
+        found["apptainer"] = ApptainerImages(config.apptainer, folder / "apptainer")
+    return found
+
+
+def _has_docker(config: Config) -> bool:
+    named = config.docker_host or os.environ.get("DOCKER_HOST")
+    here = Path("/var/run/docker.sock").exists() or shutil.which("dockerd")
+    if not (Path(__file__).parent / "runtimes" / "docker_images.py").exists():  # TEMPORARY
+        return False
+    return "docker" in config.runtimes and bool(named or here)
+
+
+def _has_apptainer(config: Config) -> bool:
+    if not (Path(__file__).parent / "runtimes" / "apptainer_images.py").exists():  # TEMPORARY
+        return False
+    return "apptainer" in config.runtimes and shutil.which(config.apptainer) is not None
 
 
 def open_agent(
@@ -158,7 +206,8 @@ def open_context(config: Config) -> "Context":
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits}),
         journals=journals,
-        runtimes=open_runtimes(config, cgroups),
+        runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
+        images=open_images(config),
         launcher=open_launcher(config),
         settings=settings,
     )

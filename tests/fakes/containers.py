@@ -67,6 +67,9 @@ class FakeContainers:
     def trouble(self) -> str | None:
         return self.broken
 
+    def about(self) -> list[str]:
+        return [self.broken or "containers without an engine"]
+
     def start(self, plan: StepPlan) -> Step:
         self.plans.append(plan)
         return self._host.start(self._on_host(plan))

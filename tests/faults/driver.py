@@ -209,6 +209,9 @@ class PointedRuntime:
     def trouble(self) -> str | None:
         return self._inner.trouble()
 
+    def about(self) -> list[str]:
+        return self._inner.about()
+
     def start(self, plan: StepPlan) -> Step:
         with self._points.around(f"runtime.start step {plan.number}"):
             return self._inner.start(plan)

@@ -68,6 +68,9 @@ class BadRuntime:
     def trouble(self) -> str | None:
         return self._good.trouble()
 
+    def about(self) -> list[str]:
+        return self._good.about()
+
     def start(self, plan: StepPlan) -> Step:
         step = self._good.start(plan)
         if self._failed:

@@ -19,11 +19,15 @@ from simagent.cli.text import put, put_json, size
 from simagent.config import Config, ConfigError
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
+from simagent.ports.runtime import Runtime
 from simagent.ports.store import StoreError
-from simagent.wiring import find_cgroups, open_launcher, open_queue, open_store
+from simagent.wiring import find_cgroups, open_launcher, open_queue, open_runtimes, open_store
+from simagent.worker.choice import CONTAINERS
+from simagent.worker.containers import task_user
 
 _LITTLE_SPACE = 2**30
 _OWN_CGROUP = "run the agent as root, or: systemd-run --user --scope -p Delegate=yes simagent agent"
+_PACKAGES = {"docker": "docker.io", "apptainer": "apptainer squashfuse uidmap"}
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
@@ -129,12 +133,34 @@ def _isolation(config: Config) -> Iterator[Check]:
             "also read its files and credentials: run only tasks you trust"
         )
         yield Check("isolation", "note", text)
-    else:
-        fix = "SIMAGENT_ALLOW_PROCESS=true"
-        yield Check("runtime", "missing", "allow_process is off, and nothing else is there", fix)
-    for program in ("docker", "apptainer"):
-        path = shutil.which(program)
-        yield Check(program, "note", f"{path or 'not found'} (planned, not yet used)")
+    uid, gid = task_user(config.task_uid)
+    yield Check("containers", "ok", f"images run as uid {uid}, gid {gid}, without privileges")
+
+
+def _runtimes(config: Config) -> Iterator[Check]:
+    runtimes = open_runtimes(config)
+    working = [name for name in config.runtimes if _works(runtimes.get(name))]
+    for name in CONTAINERS:
+        runtime = runtimes.get(name)
+        if name not in config.runtimes:
+            yield Check(name, "note", "switched off by the setting runtimes")
+        elif runtime is None:
+            yield Check(name, "note", "not found on this machine", f"apt install {_PACKAGES[name]}")
+        elif trouble := runtime.trouble():
+            yield Check(name, "note", trouble)
+        else:
+            first, *notes = runtime.about()
+            chosen = ", runs images where the task leaves the choice"
+            yield Check(name, "ok", f"{first}{chosen if name == working[0] else ''}")
+            for note in notes:
+                yield Check(name, "note", note)
+    if not working and not config.allow_process:
+        text = "allow_process is off, and nothing runs images: no task can run here"
+        yield Check("runtime", "missing", text, "SIMAGENT_ALLOW_PROCESS=true, or one of the above")
+
+
+def _works(runtime: Runtime | None) -> bool:
+    return runtime is not None and runtime.trouble() is None
 
 
 def _limits(config: Config) -> Iterator[Check]:
@@ -173,6 +199,7 @@ _CHECKS: tuple[Callable[[Config], Iterator[Check]], ...] = (
     _queue,
     _mpi,
     _isolation,
+    _runtimes,
     _limits,
     _clock,
 )

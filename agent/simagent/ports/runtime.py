@@ -140,6 +140,9 @@ class Runtime(Protocol):
     def trouble(self) -> str | None:
         """Tell why no step can be started now, None where one can; never raises."""
 
+    def about(self) -> list[str]:
+        """Tell, for people, what it is, and then what of it could work better; never raises."""
+
     def start(self, plan: StepPlan) -> Step:
         """Start the step, or attach where it was started before: never runs a step twice.
 

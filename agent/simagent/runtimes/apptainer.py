@@ -92,6 +92,11 @@ class ApptainerRuntime:
         """Tell why no step can be started now, None where one can; never raises."""
         return self.program.setup().trouble
 
+    def about(self) -> list[str]:
+        """Tell which Apptainer it is, and what of it could work better."""
+        setup = self.program.setup()
+        return [setup.trouble] if setup.trouble else [f"Apptainer {setup.version}", *setup.notes]
+
     def start(self, plan: StepPlan) -> ApptainerStep:
         """Start the step, or attach where it was started before: never runs a step twice.
 

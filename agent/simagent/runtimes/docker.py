@@ -75,6 +75,18 @@ class DockerRuntime:
         """Tell why no step can be started now, None where one can; never raises."""
         return self._engine.trouble()
 
+    def about(self) -> list[str]:
+        """Tell which engine it is, and what of it could work better."""
+        try:
+            version = self._engine.version().get("Version", "of an unknown version")
+            restored = self._engine.live_restore()
+        except (EngineAwayError, EngineRefusedError) as error:
+            return [str(error)]
+        notes = [f"Docker Engine {version} at {self._engine.host}"]
+        if not restored:
+            notes.append("live-restore is off: an engine that is restarted ends what it runs")
+        return notes
+
     def start(self, plan: StepPlan) -> DockerStep:
         """Start the step, or attach where it was started before: never runs a step twice.
 

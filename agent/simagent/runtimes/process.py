@@ -144,6 +144,10 @@ class ProcessRuntime:
         """Tell of nothing: this machine runs programs."""
         return None
 
+    def about(self) -> list[str]:
+        """Tell what it is."""
+        return ["programs of this machine"]
+
     def start(self, plan: StepPlan) -> ProcessStep:
         """Start the step, or attach where it was started before: never runs a step twice.
 
