@@ -114,6 +114,12 @@ class Config(BaseSettings):
     allow_root_images: bool = Field(
         False, description="Run images that ask for root as root, confined as all containers."
     )
+    insecure_registries: tuple[str, ...] = Field(
+        (), description="Registries, as HOST:PORT, that Apptainer may use without TLS."
+    )
+    sif_cache: bool = Field(
+        False, description="Keep what Apptainer converted in the store, for all agents."
+    )
     prefetch: tuple[ImageName, ...] = Field(
         (), description="Images to fetch when the agent starts, and to keep."
     )

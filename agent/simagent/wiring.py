@@ -132,7 +132,13 @@ def open_images(config: Config) -> dict[str, Images]:
     if _has_apptainer(config):
         from simagent.runtimes.apptainer_images import ApptainerImages
 
-        found["apptainer"] = ApptainerImages(config.apptainer, folder / "apptainer")
+        found["apptainer"] = ApptainerImages(
+            config.apptainer,
+            folder / "apptainer",
+            open_store(config),
+            insecure_registries=config.insecure_registries,
+            sif_cache=config.sif_cache,
+        )
     return found
 
 
