@@ -22,6 +22,7 @@ from simagent.ports.store import StoreError
 from simagent.worker.context import Context, Identity, Settings
 from simagent.worker.journal import Journal, Journals
 from simagent.worker.loop import Agent
+from simagent.worker.orders import Detached
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
 from simagent.worker.recovery import recover
@@ -174,6 +175,15 @@ def test_an_outage_is_told_once_and_waited_out(idle: Idle, engine: str, calls: s
     events = idle.run_for(310.0)
     assert events.count(f"{engine}_lost") == events.count(f"{engine}_back") == 1
     assert len(idle.faults.calls) < 400
+
+
+def test_an_agent_without_a_free_slot_notices_the_end_of_an_outage_as_soon(idle: Idle) -> None:
+    idle.agent = Agent(replace(idle.ctx, times=Times(sweep_every=20.0)), slots=0)
+    idle.faults.plan = lambda made, key: UNAVAILABLE
+    idle.clock.after(301.0, lambda: setattr(idle.faults, "plan", lambda made, key: None))
+    idle.clock.after(307.0, lambda: idle.agent.interrupt(Detached("stop")))
+    events = idle.run_for(900.0)
+    assert events.count(Event.STORE_LOST) == events.count(Event.STORE_BACK) == 1
 
 
 def test_an_agent_for_one_task_takes_no_other(idle: Idle) -> None:

@@ -246,6 +246,8 @@ class Agent:
             return False
 
     def _wait(self, seconds: float) -> None:
+        if self._store.paused:
+            seconds = min(seconds, self._store.pause_left)
         self._ctx.clock.wait(min(seconds, self._tick), self.wake)
 
     # --- Attempts -----------------------------------------------------------------------------
