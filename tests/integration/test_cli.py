@@ -336,6 +336,16 @@ def test_the_doctor_tries_what_it_names(cli: Cli) -> None:
     assert "missing  store" in done.stdout
 
 
+def test_the_doctor_tells_that_too_little_is_free(cli: Cli) -> None:
+    cli.env["SIMAGENT_MIN_FREE"] = "1000 TB"
+    (line,) = [line for line in cli("doctor", code=1).stdout.splitlines() if "  disk " in line]
+    assert line.startswith("missing")
+    assert line.endswith("less than min_free (1000.0 TB): no task is taken")
+    (line,) = cli("run", "-", stdin="commands: ['true']", code=2).stderr.splitlines()
+    assert line.startswith("simagent: this machine cannot run the task: ")
+    assert "less than min_free" in line
+
+
 def test_the_schema_is_json(cli: Cli) -> None:
     assert json.loads(cli("schema").stdout)["title"] == "Spec"
     assert not cli.state.exists()

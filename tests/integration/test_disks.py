@@ -294,7 +294,9 @@ def tiny(tmp_path: Path) -> Iterator[Rig]:
         yield Rig(folder)
 
 
-@pytest.mark.parametrize("then", ["", "; sleep 300", "; while :; do echo x >> more; done"])
+@pytest.mark.parametrize(
+    "then", ["", "; sleep 300", "; while :; do echo x 2>/dev/null >> more; done"]
+)
 def test_a_task_that_fills_the_only_disk_at_once(tiny: Rig, then: str) -> None:
     """Faster than anybody could notice; then it fails, or waits, or takes whatever becomes free."""
     script = f"dd if=/dev/urandom of=filler bs=1M count=100{then}"
@@ -304,6 +306,7 @@ def test_a_task_that_fills_the_only_disk_at_once(tiny: Rig, then: str) -> None:
         after = tiny.submit("true")
         assert tiny.finish(after, 60).status == "succeeded"
     assert (state.status, state.reason, state.epoch) == ("failed", "disk_full", 1)
+    assert "No space left on device" in state.stderr_tail
     assert not list((tiny.folder / "state" / "attempts").iterdir())
 
 

@@ -10,7 +10,7 @@ from fakes.disks import fill, small_disk
 from simagent.domain.quantities import size_text
 from simagent.domain.spec import Resources
 from simagent.domain.state import Attempt
-from simagent.telemetry.spool import KEPT_END, Spool
+from simagent.telemetry.spool import KEPT_END, Spool, allot
 from simagent.worker.capacity import lacking, short_of_space
 from simagent.worker.disk import Reserve, free_bytes, on_same_disk, used_bytes
 from simagent.worker.journal import Entry, Journals
@@ -169,6 +169,17 @@ def test_a_log_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
     assert data[:100_000] == b"a" * 100_000
     assert data[-KEPT_END:] == b"b" * (KEPT_END - 1) + b"c"
     assert data[MIB] == 0
+
+
+def test_a_log_with_space_of_its_own_is_written_on_a_full_disk(disk: Path) -> None:
+    path = disk / "stderr"
+    allot(path, 2**16)
+    assert path.read_bytes() == b""
+    fill(disk)
+    with path.open("ab", buffering=0) as file:
+        assert file.write(b"x" * 2**16) == 2**16
+        with pytest.raises(OSError, match="space"):
+            file.write(b"y")
 
 
 def test_a_later_agent_goes_on_with_a_log(tmp_path: Path) -> None:

@@ -453,10 +453,14 @@ def test_what_was_fixed_is_what_is_published(outcome: str) -> None:
 
 
 def test_success_needs_its_outputs() -> None:
-    lost = DONE.with_(reason=Reason.OUTPUT_FAILED, message="disk")
     state = make("finalizing", counters=(0, 0, 0))
-    done = mutations.finish(state, me=ME, output=None, attempt=lost, at=9.0)
-    assert (done.status, done.reason) == (Status.ERROR, Reason.OUTPUT_FAILED)
+    for reason, status in (
+        (Reason.OUTPUT_FAILED, Status.ERROR),
+        (Reason.DISK_FULL, Status.FAILED),
+    ):
+        lost = DONE.with_(reason=reason, message="disk")
+        done = mutations.finish(state, me=ME, output=None, attempt=lost, at=9.0)
+        assert (done.status, done.outcome, done.reason) == (status, status, reason)
 
 
 def test_a_claim_forgets_what_the_lost_attempt_said() -> None:

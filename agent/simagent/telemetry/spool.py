@@ -45,7 +45,7 @@ class Spool:
             # The task may write to the folder, and put another file in this one's place.
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size < size:
                 return 0
-            _free(descriptor, self._freed, length)
+            _allocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, self._freed, length)
         finally:
             os.close(descriptor)
         self._freed += length
@@ -62,9 +62,21 @@ def count_line(left_out: int) -> bytes:
     return f"[simagent: {left_out} bytes are left out]\n".encode()
 
 
-def _free(descriptor: int, start: int, length: int) -> None:
+def allot(path: Path, length: int) -> None:
+    """Make a log file, empty, with disk space for its first bytes.
+
+    So a program may still say what was wrong when it was that the disk is full. Raises OSError.
+    """
+    path.touch(mode=0o644)
+    descriptor = os.open(path, _FLAGS)
+    try:
+        _allocate(descriptor, _KEEP_SIZE, 0, length)
+    finally:
+        os.close(descriptor)
+
+
+def _allocate(descriptor: int, mode: int, start: int, length: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    mode = _KEEP_SIZE | _PUNCH_HOLE
     if libc.fallocate64(descriptor, mode, ctypes.c_int64(start), ctypes.c_int64(length)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

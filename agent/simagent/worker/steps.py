@@ -1,6 +1,7 @@
 """Runs the commands of a task, one after the other, and says how that ended."""
 
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ from simagent.ports.runtime import (
     StepExit,
     StepPlan,
 )
+from simagent.telemetry.spool import allot
 from simagent.worker.context import Context
 from simagent.worker.diskwatch import shortage
 from simagent.worker.journal import Journal
@@ -25,6 +27,7 @@ from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
 from simagent.worker.plans import plan_step
 
 _STOP_MARGIN = 15.0
+_LAST_WORDS = 1 << 16
 _HASTY_GRACE = 5.0
 _LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 
@@ -78,6 +81,8 @@ class StepRunner:
         if entry.steps_started is None:
             started = self._ctx.clock.now()
             self._journal.write(steps_started=started, boot_id=self._ctx.identity.boot_id)
+            with suppress(OSError):  # it is a convenience
+                allot(self._journal.logs / "stderr", _LAST_WORDS)
         elif entry.boot_id != self._ctx.identity.boot_id:
             raise StepLostError(Reason.SHIM_LOST, "the machine was rebooted while the steps ran")
         for number in range(len(self._spec.commands)):
