@@ -1,5 +1,6 @@
 """What the client leaves in the store and the queue, also after it was interrupted."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ class Desk:
 
     def come_back(self) -> None:
         self.faults.before = lambda _call, _key: None
+
+
+def test_a_user_without_a_name_may_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    client = Desk().client
+    state = client.state(client.submit(HELLO, base=Path()))
+    assert state.submitted_by == f"12345@{socket.gethostname()}"
 
 
 def test_a_submission_that_died_before_its_bell_rings_when_it_is_repeated() -> None:

@@ -13,9 +13,9 @@ from simagent.cli.downloading import fetch
 from simagent.cli.following import relay
 from simagent.cli.report import headline, steps, tail, timeline
 from simagent.cli.specfile import read_spec
-from simagent.cli.tasks import exit_code, whoami
+from simagent.cli.tasks import exit_code
 from simagent.cli.text import put, say
-from simagent.client import Client, ClientError, UsageError
+from simagent.client import Client, ClientError, UsageError, whoami
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec

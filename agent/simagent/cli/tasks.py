@@ -1,7 +1,5 @@
 """Commands that act on tasks: submit, wait, kill, retry, delete, prune."""
 
-import getpass
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from simagent.cli.following import relay
 from simagent.cli.report import describe, headline, tail
 from simagent.cli.specfile import read_spec
 from simagent.cli.text import put, put_json, say
-from simagent.client import UsageError
+from simagent.client import UsageError, whoami
 from simagent.config import Config
 from simagent.domain.quantities import parse_duration
 from simagent.domain.state import State, Status
@@ -106,11 +104,6 @@ def prune_tasks(config: Config, *, older_than: str, yes: bool) -> None:
 def exit_code(state: State) -> int:
     """Tell the exit code of a command that ends with a task's outcome."""
     return 0 if state.status is Status.SUCCEEDED else 1
-
-
-def whoami() -> str:
-    """Tell who asks for something, for others to read."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _duration(option: str, text: str) -> float:

@@ -1,12 +1,11 @@
 """SUBMIT: write a task down, so that every step may be repeated after a crash."""
 
-import getpass
-import socket
 from collections.abc import Callable
 from functools import partial
 
 import structlog
 
+from simagent.client.caller import whoami
 from simagent.client.errors import UsageError
 from simagent.domain import bell, keys, mutations
 from simagent.domain.keys import TaskKeys
@@ -55,7 +54,7 @@ class Submission:
             raise UsageError(f"{error}: use another --id") from None
         first = State(
             status=Status.SUBMITTED,
-            submitted_by=f"{getpass.getuser()}@{socket.gethostname()}",
+            submitted_by=whoami(),
             submitted_at=self._clock.wall(),
             retry_of=retry_of,
             spec_sha256=digest,
