@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults chaos system-packages engines lint format bench venv clean distclean
+.PHONY: help run test faults chaos system-packages engines base-image images smoke lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -51,6 +51,25 @@ system-packages:
 
 engines: ## Install Docker Engine, a registry and Apptainer for the tests that need them
 	@tests/env/install.sh
+
+# The Docker Engine that this machine runs, or the one of the tests.
+WITH_DOCKER = $$(docker version >/dev/null 2>&1 || echo env PYTHONPATH=tests $(BIN)/python -m engines run)
+SHELF = $(WITH_DOCKER) env PYTHONPATH=containers $(BIN)/python -m shelf
+
+base-image: $(VENV)/ready-to-develop ## Make Debian's base images where no registry has them
+	@$(WITH_DOCKER) containers/base-image.sh trixie bookworm
+
+images: $(VENV)/ready-to-develop ## Build the images of all simulators; image-NAME: that of one
+	@$(SHELF) build
+
+image-%: $(VENV)/ready-to-develop
+	@$(SHELF) build $*
+
+smoke: $(VENV)/ready-to-develop ## Run all simulators' smoke cases; smoke-NAME: that of one
+	@$(SHELF) smoke
+
+smoke-%: $(VENV)/ready-to-develop
+	@$(SHELF) smoke $*
 
 lint: $(VENV)/ready-to-develop ## Check style, format and types
 	@$(BIN)/ruff check .

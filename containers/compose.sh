@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Docker Compose with compose.yaml beside this file: `up` and `down` as make calls them, and whatever
+# else Compose knows, as `logs -f agent`. FLEET_DIR is the folder shared with the containers, FLEET_NAME
+# the name of the Compose project.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+command -v docker >/dev/null ||
+    fail "docker is missing: install Docker Engine and Compose" \
+        "(on Debian: apt-get install docker.io docker-compose)"
+if docker compose version >/dev/null 2>&1; then
+    compose=(docker compose)
+elif command -v docker-compose >/dev/null; then
+    compose=(docker-compose)
+else
+    fail "Docker Compose is missing: install it (on Debian: apt-get install docker-compose)"
+fi
+why_not=$(timeout 20 docker version --format '{{.Server.Version}}' 2>&1 >/dev/null) ||
+    fail "no Docker Engine can be used: ${why_not:-it does not answer}: start it" \
+        "(systemctl start docker), or let yourself use it (adduser $(id -un) docker, a new login)"
+
+folder=${FLEET_DIR:-$here/../build/fleet}
+mkdir -p "$folder/container"
+FLEET_DIR=$(cd "$folder" && pwd)
+FLEET_USER=$(id -u):$(id -g)
+# The root of a rootless engine is the user who runs it.
+if docker info --format '{{.SecurityOptions}}' | grep -q name=rootless; then FLEET_USER=0:0; fi
+export FLEET_DIR FLEET_USER
+compose+=(--project-name "${FLEET_NAME:-simagent}" --file "$here/compose.yaml")
+
+wait_for_agent() {
+    local id
+    for ((seconds = 0; seconds < 30; seconds++)); do
+        id=$("${compose[@]}" ps --quiet agent)
+        [ "$(docker inspect --format '{{.State.Health.Status}}' "${id:?}")" != healthy ] || return 0
+        sleep 1
+    done
+    "${compose[@]}" logs --tail 20 agent >&2
+    fail "the agent does not start: above is its log"
+}
+
+# Let the agent give its tasks back to the queue: with the container their commands end.
+give_back() {
+    local id
+    id=$("${compose[@]}" ps --quiet agent)
+    [ -n "$id" ] || return 0
+    for _ in first second; do
+        docker kill --signal INT "$id" >/dev/null 2>&1 || return 0 # it does not run
+    done
+    timeout 60 docker wait "$id" >/dev/null || true
+}
+
+case "$*" in
+up)
+    "${compose[@]}" up --detach --build
+    wait_for_agent
+    cat <<TELL
+An agent takes the tasks of $FLEET_DIR. To submit there, and to see what it does:
+    export SIMAGENT_STATE_DIR=$FLEET_DIR
+    simagent submit examples/two-steps/task.yaml
+    containers/compose.sh logs -f agent
+TELL
+    ;;
+down)
+    give_back
+    "${compose[@]}" down --remove-orphans
+    ;;
+*)
+    exec "${compose[@]}" "$@"
+    ;;
+esac
