@@ -1,5 +1,6 @@
 """Disks that run full under a task: it ends with its reason, and the agent goes on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from fakes.disks import small_disk
 from fakes.faults import UNAVAILABLE, Fault, Faults, FaultyStore
-from fakes.rig import Rig
+from fakes.rig import Rig, kill9
 from fakes.steps import alive
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
@@ -261,6 +262,9 @@ def test_a_log_past_its_limit_takes_no_more_disk(rig: Rig) -> None:
         + b"[simagent: 39800008 bytes are left out]\n"
     )
     assert published(rig, state, "stdout.txt") == stdout
+    assert state.output is not None
+    manifest = json.loads((rig.folder / "store" / state.output.manifest).read_bytes())
+    assert manifest["changed"] == []
     stderr = rig.log(task, "stderr")
     assert stderr.endswith(b"[simagent: 200015 bytes are left out]\n")
     assert published(rig, state, "stderr.txt") == stderr
@@ -320,6 +324,42 @@ def test_a_log_that_fills_the_only_disk(tiny: Rig) -> None:
     assert (state.status, state.reason, state.epoch) == ("failed", "disk_full", 1)
     log = tiny.log(task)
     assert log.startswith(b"y\ny\n")
+
+
+def test_inputs_that_do_not_fit_on_the_disk(tiny: Rig) -> None:
+    with (tiny.folder / "sparse").open("wb") as file:
+        file.truncate(200 * MIB)
+    with tiny.agent(min_free=8 * MIB, change=hasty):
+        task = tiny.submit("true", inputs=["sparse"])
+        state = tiny.finish(task, 60)
+        after = tiny.submit("true")
+        assert tiny.finish(after, 60).status == "succeeded"
+    assert (state.status, state.reason, state.epoch) == ("failed", "disk_full", 1)
+    assert not state.attempts[-1].steps
+
+
+def test_an_agent_starts_again_on_the_full_disk(tiny: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is filled while no agent is there to notice."""
+    monkeypatch.setenv("SIMAGENT_MIN_FREE", f"{8 * MIB}")
+    script = "echo $$; while [ ! -e go ]; do sleep 0.05; done; cat /dev/urandom > filler; sleep 300"
+    task = tiny.submit({"run": script, "shell": True}, grace=0.5)
+    first = tiny.process()
+    pid = pid_of(tiny, task)
+    kill9(first)
+    (folder,) = (tiny.folder / "state" / "attempts").iterdir()
+    (folder / "work/output/artifacts/go").touch()
+    tiny.until(lambda: os.statvfs(tiny.folder).f_bavail == 0 or None)
+    second = tiny.process()
+    try:
+        tiny.until(lambda: not alive(pid))
+        os.truncate(folder / "work/output/artifacts/filler", 0)  # instead of a minute's waiting
+        state = tiny.finish(task, 60)
+        after = tiny.submit("true")
+        assert tiny.finish(after, 60).status == "succeeded"
+    finally:
+        second.terminate()
+        second.wait(30)
+    assert (state.status, state.reason, state.epoch) == ("failed", "disk_full", 1)
 
 
 def hasty(ctx: Context) -> Context:

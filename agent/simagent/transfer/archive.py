@@ -211,8 +211,8 @@ class Archive:
 
     def _end_file(self, opened: _Open) -> bytes:
         status = os.fstat(opened.file)
-        changed = is_changed(status, opened.read, opened.member)
-        if changed or status.st_mtime_ns != opened.entry.mtime_ns:
+        written = status.st_mtime_ns != opened.entry.mtime_ns and not opened.member.tail
+        if written or is_changed(status, opened.read, opened.member):
             self.notes.append((opened.member.path, CHANGED))
         os.close(opened.file)
         self._files.discard(opened)
