@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,9 @@ import requests
 from docker.types.daemon import CancellableStream
 
 T = TypeVar("T")
+
+# Of a credential helper that is missing; the error that follows says so, too.
+warnings.filterwarnings("ignore", message="docker-credential-")
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
@@ -79,14 +83,17 @@ class DockerEngine:
         *,
         headers: Mapping[str, str] | None = None,
         data: Any = None,
+        silence: float,
     ) -> "EngineStream":
-        """POST something that is answered by JSON lines while it goes on. Raises as `ask` does."""
+        """POST something that is answered by JSON lines while it goes on. Raises as `ask` does.
+
+        It fails, also while the lines are read, when the engine is silent for ``silence`` seconds.
+        """
 
         def post(client: Any) -> EngineStream:
             url = f"{client.base_url}/v{client.api_version}{path}"
-            # No time limit: it may be silent for as long as the caller bears.
             response = client.post(
-                url, params=params, headers=headers, data=data, stream=True, timeout=None
+                url, params=params, headers=headers, data=data, stream=True, timeout=silence
             )
             if response.status_code >= 400:
                 raise EngineRefusedError(response.status_code, _error_text(response.text))
@@ -118,9 +125,7 @@ class DockerEngine:
         credential helper fails.
         """
         try:
-            # Docker Hub's logins have kept the name of its first address.
-            name = "docker.io" if registry == "docker.io" else registry
-            found = docker.auth.load_config().resolve_authconfig(name)
+            found = docker.auth.load_config().resolve_authconfig(registry)
         except (docker.errors.DockerException, OSError) as error:
             raise ValueError(_one_line(error)) from error
         if not found:
