@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from shelf.images import BuildError, build, build_base, make_sif
+from shelf.images import BuildError, build, build_base, image_file
 from shelf.model import ROOT, Simulator, load, names
 from shelf.smoke import RUNTIMES, smoke
 
@@ -29,7 +29,7 @@ def smoke_all(simulators: Sequence[Simulator], runtimes: Sequence[str]) -> int:
         build(simulator)
         for runtime in runtimes:
             started = time.monotonic()
-            image = _image_for(simulator, runtime)
+            image = image_file(simulator, runtime, BUILD / "images")
             prepared = time.monotonic()
             objections = smoke(
                 simulator, runtime, image, BUILD / "smoke" / simulator.name / runtime
@@ -44,14 +44,6 @@ def smoke_all(simulators: Sequence[Simulator], runtimes: Sequence[str]) -> int:
                 flush=True,
             )
     return 1 if failed else 0
-
-
-def _image_for(simulator: Simulator, runtime: str) -> str:
-    if runtime == "docker":
-        return simulator.image
-    sif = BUILD / "images" / f"{simulator.name}-{simulator.version}.sif"
-    make_sif(simulator, sif)
-    return f"file://{sif}"
 
 
 def main() -> int:

@@ -91,19 +91,36 @@ def build(simulator: Simulator) -> None:
     _docker_build(simulator.folder, simulator.image, *options)
 
 
-def make_sif(simulator: Simulator, sif: Path) -> None:
-    """Turn a simulator's image into a file for Apptainer, unless that was done before.
+def image_file(simulator: Simulator, runtime: str, folder: Path) -> str:
+    """Give the reference of a file of a simulator's image that a runtime takes, made if need be.
 
     Raises:
         BuildError: It failed.
     """
+    kind, ending, make = _FORMS[runtime]
+    file = folder / f"{simulator.name}-{simulator.version}.{ending}"
     source = _run("docker", "image", "inspect", "--format", "{{.Id}}", simulator.image)
-    note = sif.with_suffix(".source")
-    if sif.exists() and note.exists() and note.read_text() == source:
-        return
+    note = file.with_name(f"{file.name}.source")
+    if not (file.exists() and note.exists() and note.read_text() == source):
+        folder.mkdir(parents=True, exist_ok=True)
+        note.unlink(missing_ok=True)
+        make(simulator, file)
+        note.write_text(source)
+    return f"{kind}{file}"
+
+
+def _save(simulator: Simulator, archive: Path) -> None:
+    _run("docker", "save", "--output", str(archive), simulator.image)
+    archive.chmod(0o644)
+
+
+def _make_sif(simulator: Simulator, sif: Path) -> None:
     env = dict(os.environ) | ({} if os.geteuid() else {"APPTAINER_USERNS": "1"})
     definition = simulator.folder / f"{simulator.name}.def"
-    sif.parent.mkdir(parents=True, exist_ok=True)
-    note.unlink(missing_ok=True)
     _run("apptainer", "build", "--force", *_FAST, str(sif), str(definition), env=env)
-    note.write_text(source)
+
+
+_FORMS = {
+    "docker": ("docker-archive:", "tar", _save),
+    "apptainer": ("file://", "sif", _make_sif),
+}

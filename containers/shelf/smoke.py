@@ -34,7 +34,7 @@ def smoke(
     outputs = folder / "outputs"
     done = subprocess.run(
         [sys.executable, "-m", "simagent", "run", str(task), "--output-dir", str(outputs)],
-        env=_environment(folder),
+        env=_environment(runtime, folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -55,7 +55,8 @@ def _task(simulator: Simulator, runtime: str, image: str) -> Mapping[str, Any]:
     return task | {"image": image, "runtime": runtime, "inputs": inputs}
 
 
-def _environment(folder: Path) -> Mapping[str, str]:
-    """Give the environment without settings of simagent's, beside a state folder of its own."""
+def _environment(runtime: str, folder: Path) -> Mapping[str, str]:
+    """Give the environment without settings of simagent's, but for one runtime and its own state."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("SIMAGENT_")}
-    return own | {"SIMAGENT_STATE_DIR": str(folder / "state")}
+    runtimes = json.dumps([runtime])
+    return own | {"SIMAGENT_STATE_DIR": str(folder / "state"), "SIMAGENT_RUNTIMES": runtimes}
