@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fakes.disks import small_disk
+from fakes.disks import plain_disk, small_disk
 from fakes.faults import UNAVAILABLE, Fault, Faults, FaultyStore
 from fakes.rig import Rig, kill9
 from fakes.steps import alive
@@ -268,6 +268,21 @@ def test_a_log_past_its_limit_takes_no_more_disk(rig: Rig) -> None:
     stderr = rig.log(task, "stderr")
     assert stderr.endswith(b"[simagent: 200015 bytes are left out]\n")
     assert published(rig, state, "stderr.txt") == stderr
+
+
+def test_a_disk_that_can_free_no_part_of_a_file_is_told_of_once(tmp_path: Path) -> None:
+    with plain_disk(tmp_path / "plain") as folder, capture_logs() as logs:
+        rig = Rig(folder)
+        script = "head -c 5000000 /dev/zero; while [ ! -e go ]; do sleep 0.05; done"
+        with rig.agent(max_log_bytes=1000):
+            task = rig.submit({"run": script, "shell": True})
+            said = "logs past max_log_bytes stay on disk"
+            rig.until(lambda: said in [line["event"] for line in logs] or None)
+            (attempt,) = (folder / "state" / "attempts").iterdir()
+            (attempt / "work/output/artifacts/go").touch()
+            assert rig.finish(task).status == "succeeded"
+        assert [line["event"] for line in logs].count(said) == 1
+        assert rig.log(task).endswith(b"[simagent: 4999000 bytes are left out]\n")
 
 
 def test_what_an_attempt_began_with_is_what_is_kept(rig: Rig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.disks import fill, small_disk
+from fakes.disks import fill, plain_disk, small_disk
 from simagent.domain.quantities import size_text
 from simagent.domain.spec import Resources
 from simagent.domain.state import Attempt
@@ -113,6 +113,11 @@ def test_files_are_counted_as_the_disk_counts_them(tmp_path: Path) -> None:
     used, all_of_it = used_bytes(tmp_path)
     assert all_of_it
     assert MIB <= used < 2 * MIB
+
+
+def test_a_disk_that_does_not_tell_what_is_free_has_enough(tmp_path: Path) -> None:
+    with plain_disk(tmp_path / "plain") as folder:
+        assert free_bytes(folder) > 10**18
 
 
 def test_disks_are_told_apart(tmp_path: Path, disk: Path) -> None:

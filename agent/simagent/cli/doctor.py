@@ -24,6 +24,7 @@ from simagent.ports.store import StoreError
 from simagent.wiring import find_cgroups, open_launcher, open_queue, open_runtimes, open_store
 from simagent.worker.choice import CONTAINERS
 from simagent.worker.containers import task_user
+from simagent.worker.disk import free_bytes
 
 _LITTLE_SPACE = 2**30
 _OWN_CGROUP = "run the agent as root, or: systemd-run --user --scope -p Delegate=yes simagent agent"
@@ -76,7 +77,7 @@ def _state_dir(config: Config) -> Iterator[Check]:
     else:
         fix = "name another with --state-dir, or SIMAGENT_STATE_DIR"
         yield Check("state folder", "missing", f"{existing} cannot be written to", fix)
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(existing)
     fix = "simagent prune --older-than 30d, or name another --state-dir"
     text = f"{size(free)} free in {existing}"
     if free < config.min_free:

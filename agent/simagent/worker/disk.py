@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -19,10 +20,10 @@ log = structlog.get_logger()
 def free_bytes(folder: Path) -> int:
     """Tell how many bytes are free where a folder lies, for those who are not root.
 
-    Raises OSError.
+    A great many where the file system does not tell, as some in user space. Raises OSError.
     """
     status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
+    return status.f_bavail * status.f_frsize if status.f_blocks else sys.maxsize
 
 
 def is_no_space(error: OSError) -> bool:
