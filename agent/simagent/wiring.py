@@ -145,14 +145,10 @@ def open_images(config: Config) -> dict[str, Images]:
 def _has_docker(config: Config) -> bool:
     named = config.docker_host or os.environ.get("DOCKER_HOST")
     here = Path("/var/run/docker.sock").exists() or shutil.which("dockerd")
-    if not (Path(__file__).parent / "runtimes" / "docker_images.py").exists():  # TEMPORARY
-        return False
     return "docker" in config.runtimes and bool(named or here)
 
 
 def _has_apptainer(config: Config) -> bool:
-    if not (Path(__file__).parent / "runtimes" / "apptainer_images.py").exists():  # TEMPORARY
-        return False
     return "apptainer" in config.runtimes and shutil.which(config.apptainer) is not None
 
 
@@ -164,7 +160,13 @@ def open_agent(
     from simagent.worker.loop import Agent
 
     drain = DrainFile(config.state_dir)
-    return Agent(open_context(config), until_empty=until_empty, only=only, drain=drain)
+    return Agent(
+        open_context(config),
+        until_empty=until_empty,
+        only=only,
+        drain=drain,
+        in_fleet=only is None,
+    )
 
 
 def open_context(config: Config) -> "Context":

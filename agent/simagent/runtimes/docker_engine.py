@@ -5,6 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
@@ -20,6 +21,7 @@ warnings.filterwarnings("ignore", message="docker-credential-")
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
+_PING_LIMIT = 5.0  # seconds
 _HINTS = (
     ("permission denied", "let the agent's user into the group docker, and start it again"),
     ("no such file", "install Docker Engine, or set docker_host"),
@@ -104,7 +106,7 @@ class DockerEngine:
     def trouble(self) -> str | None:
         """Tell why the engine cannot be used now, None where it can."""
         try:
-            self.ask(lambda client: client.ping())
+            self.ask(_ping)
         except (EngineAwayError, EngineRefusedError) as error:
             return str(error)
         return None
@@ -113,6 +115,10 @@ class DockerEngine:
         """Give its version, and for which kind of processor it is. Raises as `ask` does."""
         found: dict[str, Any] = self.ask(lambda client: client.version())
         return found
+
+    def data_folder(self) -> Path:
+        """Tell where it keeps images, on its own machine. Raises as `ask` does."""
+        return Path(self.ask(lambda client: client.info())["DockerRootDir"])
 
     def live_restore(self) -> bool:
         """Tell whether containers outlive the engine's daemon. Raises as `ask` does."""
@@ -181,6 +187,11 @@ class EngineStream:
             self._closer.close()
         except (OSError, AttributeError):
             return
+
+
+def _ping(client: Any) -> None:
+    # Asked often, and answered at once by an engine that is well.
+    client.get(f"{client.base_url}/_ping", timeout=_PING_LIMIT).raise_for_status()
 
 
 def _error_text(body: str) -> str:

@@ -71,6 +71,14 @@ class DockerImages:
                 raise
             return self._noted(ref, digest, found, new=new, pin=pin)
 
+    def disk(self) -> Path | None:
+        """Name a folder on the disk that the images lie on; None where it is not to be seen."""
+        try:
+            folder = self._engine.data_folder()
+        except (EngineAwayError, EngineRefusedError):
+            return None
+        return folder if folder.is_dir() else None
+
     def kept(self) -> list[KeptImage]:
         """List the images that were fetched, the least recently used first."""
         return self._records.kept()
