@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults chaos system-packages engines base-image images smoke lint format bench venv clean distclean
+.PHONY: help run test faults chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -49,7 +49,7 @@ system-packages:
 	@command -v systemd-analyze >/dev/null || ! command -v apt-get >/dev/null || \
 		{ $(call apt-install,systemd); }
 
-engines: ## Install Docker Engine, a registry and Apptainer for the tests that need them
+engines: ## Install Docker, a registry and Apptainer for the tests that need them
 	@tests/env/install.sh
 
 # The Docker Engine that this machine runs, or the one of the tests.
@@ -71,6 +71,13 @@ smoke: $(VENV)/ready-to-develop ## Run all simulators' smoke cases; smoke-NAME: 
 smoke-%: $(VENV)/ready-to-develop
 	@$(SHELF) smoke $*
 
+# FLEET_DIR and FLEET_NAME: another folder than build/fleet, and a fleet beside another.
+up: ## Start an agent in a container, that takes the tasks of build/fleet
+	@containers/compose.sh up
+
+down: ## Stop it; its task goes back to the queue
+	@containers/compose.sh down
+
 lint: $(VENV)/ready-to-develop ## Check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -86,6 +93,7 @@ bench: $(VENV)/ready-to-develop ## Measure against the budgets
 venv: $(VENV)/ready-to-develop ## Set up .venv for development, and nothing else
 
 clean: ## Remove results and caches
+	@[ ! -d build/fleet ] || containers/compose.sh down || true
 	@[ ! -d build/engines ] || PYTHONPATH=tests $(PYTHON) -m engines remove
 	@rm -rf build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find agent tests bench examples -name __pycache__ -prune -exec rm -rf {} +

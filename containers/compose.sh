@@ -33,6 +33,12 @@ if docker info --format '{{.SecurityOptions}}' | grep -q name=rootless; then FLE
 export FLEET_DIR FLEET_USER
 compose+=(--project-name "${FLEET_NAME:-simagent}" --file "$here/compose.yaml")
 
+see_to_base_image() {
+    local base=debian:trixie-slim
+    docker image inspect "$base" >/dev/null 2>&1 || docker pull "$base" 2>/dev/null ||
+        "$here/base-image.sh" trixie # no public registry can be reached
+}
+
 wait_for_agent() {
     local id
     for ((seconds = 0; seconds < 30; seconds++)); do
@@ -57,6 +63,7 @@ give_back() {
 
 case "$*" in
 up)
+    see_to_base_image
     "${compose[@]}" up --detach --build
     wait_for_agent
     cat <<TELL
@@ -65,6 +72,10 @@ An agent takes the tasks of $FLEET_DIR. To submit there, and to see what it does
     simagent submit examples/two-steps/task.yaml
     containers/compose.sh logs -f agent
 TELL
+    ;;
+"build agent")
+    see_to_base_image
+    "${compose[@]}" build agent
     ;;
 down)
     give_back

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the engine tests need and this machine lacks: Docker Engine, a registry, Apptainer.
+# Install what the engine tests need and this machine lacks: Docker Engine, Compose, a registry, Apptainer.
 # For Debian and its kin; quick when all is there. Starts nothing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -22,6 +22,7 @@ need mmdebstrap mmdebstrap
 need mksquashfs squashfs-tools
 need squashfuse squashfuse # without them each start of an Apptainer image unpacks all of it
 need fusermount3 fuse3
+docker compose version >/dev/null 2>&1 || need docker-compose docker-compose
 need newuidmap uidmap
 [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 || needed+=(busybox-static)
 

@@ -1,0 +1,265 @@
+"""The agent in a container, on a folder that it shares with the host: what `make up` starts."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.dockerd import Engine
+from engines.shared import STATE
+
+pytestmark = pytest.mark.timeout(600)  # the first one builds the image
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "containers" / "compose.sh"
+STRANGER = 12345
+"""Whom the fleet belongs to where the tests are root's: a user that no image knows."""
+
+HELLO = """
+inputs: [given.txt]
+commands:
+  - run: cat given.txt; hostname; id -u; echo made > made.txt
+    shell: true
+"""
+# It says that it runs, and goes on until it is let go.
+WAITS = """
+commands:
+  - run: echo runs | tee -a /fleet/runs; until [ -e /fleet/go ]; do sleep 0.05; done; echo went on
+    shell: true
+"""
+
+
+def call(
+    *argv: str | Path, env: dict[str, str], cwd: Path = ROOT, check: bool = True, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        argv,
+        cwd=cwd,
+        env=env,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0 or not check, done.stdout + done.stderr
+    return done
+
+
+class Fleet:
+    """A fleet of this test's own; ``engine`` runs its containers."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.engine = engine
+        self.folder = folder / "fleet"
+        self.name = folder.name
+        self.user = os.geteuid() or STRANGER
+        # The engine's socket is open to the group of who started it.
+        self._as_user = () if os.geteuid() else ("setpriv", f"--reuid={STRANGER}", "--clear-groups")
+        if not os.geteuid():
+            os.chown(folder, STRANGER, 0)
+        self.home = folder
+        self.env = {
+            name: value for name, value in engine.env.items() if not name.startswith("SIMAGENT_")
+        } | {
+            "HOME": str(folder),
+            "DOCKER_CONFIG": str(folder),
+            "FLEET_DIR": str(self.folder),
+            "FLEET_NAME": self.name,
+            "SIMAGENT_STATE_DIR": str(self.folder),
+        }
+
+    def compose(self, *args: str) -> str:
+        return call(*self._as_user, COMPOSE, *args, env=self.env).stdout
+
+    def simagent(self, *args: str | Path, stdin: str = "", check: bool = True) -> str:
+        command = Path(sysconfig.get_path("scripts")) / "simagent"
+        argv = (*self._as_user, command, *args)
+        return call(*argv, env=self.env, cwd=self.home, stdin=stdin, check=check).stdout
+
+    def submit(self, spec: str) -> str:
+        return self.simagent("submit", "-", stdin=spec).strip()
+
+    def shown(self, task: str) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(self.simagent("show", task, "--json"))
+        return shown
+
+    def agent(self) -> str:
+        """Give the ID of the agent's container."""
+        return self.compose("ps", "--quiet", "agent").strip()
+
+    def inspect(self, form: str) -> str:
+        return self.engine.run("inspect", "--format", form, self.agent()).stdout.strip()
+
+    def left(self) -> list[str]:
+        """Give what the engine has of the fleet."""
+        ours = f"label=com.docker.compose.project={self.name}"
+        kinds = (("ps", "--all"), ("network", "ls"), ("volume", "ls"))
+        return [
+            line
+            for kind in kinds
+            for line in self.engine.run(*kind, "--quiet", "--filter", ours).stdout.split()
+        ]
+
+
+def until(met: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
+def compose_is_here() -> bool:
+    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    return plugin.returncode == 0 or shutil.which("docker-compose") is not None
+
+
+@pytest.fixture(scope="module")
+def agent_image(docker_engine: Engine) -> str:
+    """The agent's image, built once: the workers wait for each other."""
+    if not compose_is_here():
+        pytest.skip("docker-compose is missing (make engines installs it)")
+    env = dict(docker_engine.env) | {"FLEET_DIR": str(STATE / "fleet")}
+    with (STATE / "agent-image").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        call(COMPOSE, "build", "agent", env=env)
+    return "simagent/agent"
+
+
+@pytest.fixture
+def fleet(docker_engine: Engine, agent_image: str) -> Iterator[Fleet]:
+    # Not in the folder of pytest, which is closed to other users.
+    folder = Path(tempfile.mkdtemp(prefix="simagent-fleet-", dir="/tmp"))
+    made = Fleet(docker_engine, folder)
+    try:
+        made.compose("up")
+        yield made
+    finally:
+        made.compose("down")
+        shutil.rmtree(folder)
+
+
+def runs(fleet: Fleet, times: int = 1) -> Callable[[], bool]:
+    """Tell whether the command of `WAITS` was begun so often."""
+    file = fleet.folder / "runs"
+    return lambda: file.exists() and file.read_text() == "runs\n" * times
+
+
+def let_go(fleet: Fleet, task: str) -> None:
+    """Let the command of `WAITS` end, and see that it ended once."""
+    (fleet.folder / "go").touch()
+    fleet.simagent("wait", task)
+    state = fleet.shown(task)
+    assert (state["status"], state["epoch"]) == ("succeeded", 2)
+    assert fleet.simagent("logs", task) == "runs\nwent on\n"
+    listed = json.loads(fleet.simagent("list", "--json"))
+    assert [each["id"] for each in listed] == [task]
+    assert (fleet.folder / "runs").read_text() == "runs\n" * 2
+
+
+def test_a_task_of_the_host_runs_in_the_container(fleet: Fleet) -> None:
+    (fleet.home / "given.txt").write_text("given\n")
+    task = fleet.submit(HELLO)
+    assert fleet.simagent("logs", "--follow", task) == f"given\nfleet\n{fleet.user}\n"
+    fleet.simagent("wait", task)
+    fleet.simagent("download", task, "-o", "got")
+    assert (fleet.home / "got" / "made.txt").read_text() == "made\n"
+    owners = {path.lstat().st_uid for path in fleet.folder.rglob("*")}
+    assert owners == {fleet.user}
+
+
+def test_the_container_can_do_little(fleet: Fleet) -> None:
+    status = fleet.compose("exec", "-T", "agent", "cat", "/proc/self/status")
+    assert "CapBnd:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    assert f"Uid:\t{fleet.user}\t" in status
+
+
+def test_an_agent_that_crashed_comes_back_and_the_task_ends_once(fleet: Fleet) -> None:
+    task = fleet.submit(WAITS)
+    until(runs(fleet))
+    pid = json.loads((fleet.folder / "container" / "lock").read_text())["pid"]
+    fleet.compose("exec", "-T", "agent", "sh", "-c", f"kill -KILL {pid}")
+    until(runs(fleet, times=2))
+    assert fleet.inspect("{{.RestartCount}}") == "1"
+    let_go(fleet, task)
+    assert [a["reason"] for a in fleet.shown(task)["attempts"]] == ["shim_lost", None]
+
+
+def test_a_container_that_was_killed_is_started_and_the_task_ends_once(fleet: Fleet) -> None:
+    task = fleet.submit(WAITS)
+    until(runs(fleet))
+    fleet.engine.run("kill", fleet.agent())
+    fleet.compose("up")
+    until(runs(fleet, times=2))
+    let_go(fleet, task)
+
+
+def test_down_gives_tasks_back_and_leaves_nothing(fleet: Fleet) -> None:
+    task = fleet.submit(WAITS)
+    until(runs(fleet))
+    fleet.compose("down")
+    assert fleet.left() == []
+    state = fleet.shown(task)
+    assert (state["status"], state["attempts"][0]["reason"]) == ("queued", "preempted")
+    fleet.compose("down")  # once more does no harm
+    fleet.compose("up")
+    until(runs(fleet, times=2))
+    let_go(fleet, task)
+
+
+# --- What is missing ---------------------------------------------------------------------------
+
+TOOLS = ("bash", "dirname", "env", "id", "timeout")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A folder of programs as PATH, where there is no Docker."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in TOOLS:
+        (folder / tool).symlink_to(shutil.which(tool) or "")
+    return folder
+
+
+def refused(folder: Path, **env: str) -> str:
+    done = call(COMPOSE, "up", env={"PATH": str(folder), **env}, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_that_docker_is_missing_is_told(bare: Path) -> None:
+    assert "docker is missing: install Docker Engine and Compose" in refused(bare)
+
+
+def docker_with(folder: Path, script: str) -> None:
+    program = folder / "docker"
+    program.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    program.chmod(0o755)
+
+
+def test_that_compose_is_missing_is_told(bare: Path) -> None:
+    docker_with(bare, 'echo "docker: unknown command: docker $1" >&2; exit 1')
+    assert "Docker Compose is missing: install it (on Debian" in refused(bare)
+
+
+def test_that_no_engine_answers_is_told(bare: Path, tmp_path: Path) -> None:
+    docker = shutil.which("docker")
+    if docker is None:
+        pytest.skip("docker is missing (make engines installs it)")
+    docker_with(bare, f'[ "$1" = compose ] || exec {docker} "$@"')
+    line = refused(bare, HOME=str(tmp_path), DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+    assert line.startswith("no Docker Engine can be used: ")
+    assert f"{tmp_path}/none.sock" in line
+    assert "systemctl start docker" in line
