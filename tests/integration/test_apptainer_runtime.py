@@ -111,13 +111,25 @@ def test_the_shell_that_starts_programs_may_be_the_images(
 
 def test_the_environment_is_the_images_and_the_plans(box: Capsule) -> None:
     odd = "$(id) `id` 'q' \"q\" \\ \n end \udcff"
-    env = {"ODD": odd, "HOME": "/tmp", "PATH": "/bin:/x", "PREPEND_PATH": "/p", "LANG": "de"}
+    env: dict[str, str] = {
+        "ODD": odd,
+        "HOME": "/tmp",
+        "PATH": "/bin:/x",
+        "PREPEND_PATH": "/p",
+        "LANG": "de",
+    }
     plan = box.plan("/bin/busybox", "env", "-0", env=env)
     assert box.run(plan).exit_code == 0
     seen = dict(line.split(b"=", 1) for line in box.out.split(b"\0")[:-1])
     assert seen.pop(b"PWD") == str(WORKDIR).encode()
     seen.pop(b"SHLVL", None)
     assert seen == {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+
+
+def test_a_plan_without_variables_adds_none(box: Capsule) -> None:
+    assert box.run(box.plan("/bin/busybox", "env", env={})).exit_code == 0
+    names = {line.split(b"=")[0] for line in box.out.splitlines()}
+    assert names <= {b"PATH", b"PWD", b"SHLVL", b"HOME"}
 
 
 def test_values_are_on_no_command_line(box: Capsule) -> None:
@@ -270,6 +282,24 @@ def test_a_file_that_is_too_large(box: Capsule) -> None:
     result = box.run(replace(plan, limits=StepLimits(file_bytes=1_000_000)))
     assert result.exit_code != 0
     assert (box.artifacts / "big").stat().st_size == 1_000_000
+
+
+@needs_root
+def test_a_user_without_a_name_is_refused_with_the_fix(box: Capsule) -> None:
+    box.user = (54_321, 54_321)
+    with pytest.raises(RuntimeFailedError, match="user 54321 has none: add one to /etc/passwd"):
+        box.runtime.start(box.plan("true"))
+
+
+@needs_root
+def test_an_agent_that_hides_its_files(box: Capsule) -> None:
+    before = os.umask(0o077)
+    try:
+        result = box.run(box.plan("sh", "-c", "umask; echo made > file"))
+    finally:
+        os.umask(before)
+    assert result.exit_code == 0
+    assert box.out == b"0022\n"
 
 
 @needs_root

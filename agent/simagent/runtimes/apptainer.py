@@ -5,6 +5,7 @@ Root's agent runs Apptainer as the task's user, who has no privileges; Apptainer
 """
 
 import os
+import pwd
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -108,6 +109,7 @@ class ApptainerRuntime:
         box = Box(plan)
         outer = self._outer(plan, box)
         assert outer.sandbox is not None
+        _check_user(outer.sandbox.uid)
         _check_reachable(outer.sandbox, box.folder.parent)
         try:
             box.write()
@@ -164,6 +166,17 @@ def _mount(mount: Mount) -> str:
 
 def _gpu_flag() -> str:
     return "--rocm" if os.path.exists("/dev/kfd") else "--nv"
+
+
+def _check_user(uid: int) -> None:
+    """See that the user has a name, which Apptainer insists on. Raises `RuntimeFailedError`."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        raise RuntimeFailedError(
+            Reason.RUNTIME_FAILED,
+            f"Apptainer needs a name of its user, and {uid} has none: add one to /etc/passwd",
+        ) from None
 
 
 def _check_reachable(sandbox: Sandbox, attempt: Path) -> None:

@@ -89,7 +89,8 @@ class Box:
         """Write the files anew, for a step that never ran. Raises OSError."""
         sandbox = self.plan.sandbox
         assert sandbox is not None
-        self.folder.mkdir(mode=0o711, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
+        self.folder.chmod(0o711)
         self.home.mkdir(mode=0o700, exist_ok=True)
         for path, text, mode in (
             (self._script, _script(self.plan), 0o400),
@@ -135,7 +136,7 @@ class Box:
 def _script(plan: StepPlan) -> str:
     assert plan.sandbox is not None
     own = [f"{prefix}_{name}" for prefix in ("APPTAINER", "SINGULARITY") for name in _OWN]
-    lines = [f"unset PS1 PROMPT_COMMAND {' '.join(own)}"]
+    lines = [f"unset PS1 PROMPT_COMMAND {' '.join(own)}", '[ "$LANG" != C ] || unset LANG']
     env = dict(plan.env)
     if not plan.sandbox.gpus:
         lines.append(f'[ "$LD_LIBRARY_PATH" != {_LIBRARIES} ] || unset LD_LIBRARY_PATH')

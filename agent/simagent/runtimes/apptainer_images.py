@@ -64,8 +64,7 @@ class ApptainerImages:
         Raises `ImageError`, and `PullInterruptedError`: nothing half-fetched is ever used.
         """
         try:
-            # The files are for the tasks' user, too; what else is here is not.
-            self.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            _make_way(self.folder)
             if not self._cleared:
                 clear_workplaces(self.folder)
                 self._cleared = True
@@ -277,6 +276,14 @@ class _Fetch:
         )
         self._records.note(record, ref=str(self._ref))
         return record
+
+
+def _make_way(folder: Path) -> None:
+    """Make the folder: the files in it are for the tasks' user, too, whatever the umask."""
+    for each in reversed((folder, *folder.parents)):
+        if not each.exists():
+            each.mkdir(exist_ok=True)
+            each.chmod(0o711)
 
 
 def _is_open(file: Path) -> bool:

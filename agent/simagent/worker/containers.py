@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -71,8 +72,18 @@ def hand_over(journal: Journal, user: tuple[int, int]) -> None:
         (journal.logs / stream).touch(mode=0o644)
     if user[0] == os.geteuid():
         return
+    _open_the_way(journal)
     for folder, folders, files in os.walk(journal.artifacts):
         for name in (".", *folders, *files):
             os.chown(Path(folder, name), *user, follow_symlinks=False)
     for path in (journal.tmp, journal.logs / "stdout", journal.logs / "stderr"):
         os.chown(path, *user, follow_symlinks=False)
+
+
+def _open_the_way(journal: Journal) -> None:
+    """Let the task's user, as whom Apptainer runs, pass to its folders; not look around there."""
+    state_dir = journal.folder.parent.parent
+    for folder in journal.artifacts.parents:
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
+        if folder == state_dir:
+            return
