@@ -14,6 +14,13 @@ from simagent.runtimes.docker_container import AGAIN, BEGUN, FAILED, NEW, report
 ENDED_FROM_OUTSIDE = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 """What a container's exit code is when its engine ends it, or somebody else."""
 
+# Signals that end programs: 128 more is what a container's first process exits with then, as
+# shells do. Programs that choose such a code themselves cannot be told apart.
+_ENDING = frozenset(
+    signal.valid_signals()
+    - {signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN}
+    - {signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH}
+)
 _NEVER = "0001-01-01"
 _NO_SHELL = (
     "the image has no /bin/sh, or one that does not run: give it one, or install a static BusyBox "
@@ -49,8 +56,10 @@ def read_exit(
     elif stopped is not None and reason is not Reason.RUNTIME_FAILED:
         reason, message = None, ""
     told = reason in (None, Reason.OOM, Reason.ORPHANED)
+    by_signal = code - 128 in _ENDING
     return StepExit(
-        exit_code=code if told else None,
+        exit_code=code if told and not by_signal else None,
+        signal=code - 128 if told and by_signal else None,
         reason=reason,
         message=message,
         started=began,
@@ -98,16 +107,9 @@ def _explain(
         return Reason.NOT_EXECUTABLE, "permission denied, or no program for this machine"
     if said != BEGUN and state.get("Error"):
         return Reason.RUNTIME_FAILED, f"the engine could not run it: {state['Error']}"
-    return None, _signal(code)
-
-
-def _signal(code: int) -> str:
-    """Tell what an exit code above 128 stands for. By the code alone nobody can be sure."""
-    try:
-        name = signal.Signals(code - 128).name
-    except ValueError:
-        return ""
-    return f"which is 128 + {code - 128}: likely ended by {name}"
+    if code == 128 + signal.SIGKILL:
+        return None, "sent neither by the agent nor for lack of memory"
+    return None, ""
 
 
 def _report(folder: Path, number: int) -> str:
