@@ -1,5 +1,7 @@
 """Tasks in a store, as their agents and clients would have left them."""
 
+from collections.abc import Callable
+
 from fakes.clock import FakeClock
 from simagent.domain import mutations
 from simagent.domain.keys import TaskKeys
@@ -8,9 +10,15 @@ from simagent.domain.spec import Spec
 from simagent.domain.state import Attempt, Holder, State
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
+from simagent.worker.choice import Refusal
 from simagent.worker.receive import Judge
 
 HOLDER = Holder(agent="holder", incarnation="i1", epoch=1)
+
+
+def refusing(why: str | None, *, lasting: bool = False) -> Callable[[Spec], Refusal | None]:
+    """Make what an agent says of every task: that it cannot run it, or, with None, that it can."""
+    return lambda _: None if why is None else Refusal(why, lasting=lasting)
 
 
 def place(

@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 from fakes.clock import FakeClock
 from fakes.faults import DROP, UNAVAILABLE, Fault, Faults, FaultyStore, delay
 from fakes.store import MemoryStore
-from fakes.tasks import beat, place, watch
+from fakes.tasks import beat, place, refusing, watch
 from simagent.domain import mutations
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
@@ -16,6 +16,7 @@ from simagent.domain.state import State, Status
 from simagent.domain.times import Times
 from simagent.ledger import CorruptError, Ledger
 from simagent.ports.store import StoreError, StoreUnavailableError
+from simagent.worker.choice import Refusal
 from simagent.worker.receive import Claim, Close, Gone, Hide, Judge
 
 TIMES = Times()
@@ -32,7 +33,7 @@ class Fixture:
         self.faults = Faults(self.clock)
         self.good = Ledger(self.inner)
         self.ledger = Ledger(FaultyStore(self.inner, self.faults))
-        self.judge = Judge(self.ledger, self.clock, TIMES, can_run=lambda _: refusal)
+        self.judge = Judge(self.ledger, self.clock, TIMES, can_run=refusing(refusal))
 
     def again(self, task: TaskKeys, seconds: float) -> object:
         """Judge, and judge again that much later."""
@@ -380,9 +381,9 @@ def test_what_can_run_here_is_asked_of_the_spec() -> None:
     it = Fixture()
     asked: list[Spec] = []
 
-    def refuse(spec: Spec) -> str:
+    def refuse(spec: Spec) -> Refusal:
         asked.append(spec)
-        return "no"
+        return Refusal("no")
 
     judge = Judge(it.ledger, it.clock, TIMES, can_run=refuse)
     task = place(it.good, "queued", spec={"name": "n"})

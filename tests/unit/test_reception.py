@@ -7,7 +7,7 @@ import pytest
 from fakes.clock import FakeClock
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
-from fakes.tasks import place, watch
+from fakes.tasks import place, refusing, watch
 from simagent.domain import bell
 from simagent.domain.state import Status
 from simagent.domain.times import Times
@@ -28,7 +28,7 @@ class Fixture:
         self.clock = FakeClock()
         self.queue = MemoryQueue(self.clock)
         self.ledger = Ledger(MemoryStore())
-        self.judge = Judge(self.ledger, self.clock, Times(), can_run=lambda _: refusal)
+        self.judge = Judge(self.ledger, self.clock, Times(), can_run=refusing(refusal))
         self.started: list[object] = []
         ctx = Context(
             ledger=self.ledger,

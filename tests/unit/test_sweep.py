@@ -6,7 +6,7 @@ from fakes.clock import FakeClock
 from fakes.faults import LOST_ANSWER, UNAVAILABLE, Faults, FaultyQueue, FaultyStore
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
-from fakes.tasks import attempt, beat, place, watch
+from fakes.tasks import attempt, beat, place, refusing, watch
 from simagent.domain import bell, keys
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
@@ -38,7 +38,7 @@ class Fixture:
     def sweeper(self, *, refusal: str | None = None, group: str = "default") -> Sweeper:
         ledger = Ledger(FaultyStore(self.store, self.faults))
         queue = FaultyQueue(self.queue, self.queue_faults)
-        judge = self.judge = Judge(ledger, self.clock, TIMES, can_run=lambda _: refusal)
+        judge = self.judge = Judge(ledger, self.clock, TIMES, can_run=refusing(refusal))
         return Sweeper(ledger, queue, self.clock, TIMES, judge, group=group)
 
     def rung(self) -> list[str]:

@@ -88,7 +88,7 @@ def _check(spec: Spec, config: Config) -> None:
     """Find what would keep the agent of this process from the task. Raises `UsageError`."""
     has_mpi = asks_for_mpi(spec) and open_launcher(config) is not None
     allowed = config.allow_process
-    why = refusal(
+    found = refusal(
         spec,
         runtimes=open_runtimes(config),
         preferred=config.runtimes,
@@ -97,7 +97,7 @@ def _check(spec: Spec, config: Config) -> None:
         folder=config.state_dir,
         min_free=config.min_free,
     )
-    _refuse(why)
+    _refuse(found.why if found else None)
 
 
 def _refuse(why: str | None) -> None:

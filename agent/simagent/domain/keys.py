@@ -8,6 +8,9 @@ from simagent.domain.ids import check_id, check_name, newest_first
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
+AGENTS = "agents/"
+"""Prefix of what agents tell of themselves."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskKeys:
@@ -48,6 +51,15 @@ class TaskKeys:
     def answer(self, name: str) -> str:
         """The answer to a request."""
         return f"{self.requests}{name}.answer"
+
+    @property
+    def refusals(self) -> str:
+        """Prefix of what agents say who cannot run the task."""
+        return self.root + "refusals/"
+
+    def refusal(self, agent: str) -> str:
+        """Why an agent cannot run the task."""
+        return self.refusals + agent
 
     def input(self, number: int) -> str:
         """The archive of an input that was uploaded at submission."""
@@ -126,3 +138,13 @@ def index_task(key: str) -> str:
 def sweep(group: str) -> str:
     """The object by which agents agree who sweeps a group, and where it is in its walk."""
     return f"sweep/{group}.json"
+
+
+def agent(name: str) -> str:
+    """The object by which an agent shows that it lives."""
+    return f"{AGENTS}{name}.json"
+
+
+def agent_name(key: str) -> str:
+    """Tell which agent shows itself by an object."""
+    return key.removeprefix(AGENTS).removesuffix(".json")

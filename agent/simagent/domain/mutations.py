@@ -180,6 +180,12 @@ def reject(state: State, *, judged: Judged, reason: Reason, message: str, at: fl
     )
 
 
+def give_up(state: State, *, judged: Judged, message: str, at: float) -> State:
+    """End a task that no agent of its group can run; a kill that was asked for goes first."""
+    _require(state.terminal or state.kill is None, "the task is to be killed")
+    return reject(state, judged=judged, reason=Reason.UNSUPPORTED, message=message, at=at)
+
+
 def ring(state: State, *, judged: Judged, bell_at: float) -> State:
     """Note that a bell is sent again for a queued task."""
     _require(state.judged == judged, "the task was changed since it was judged")

@@ -21,6 +21,8 @@ class Times(BaseModel):
     hide_submitted: _Seconds = Field(60.0, description="Until an incomplete task is looked at.")
     hide_refused: _Seconds = Field(30.0, description="Least time until another agent is asked.")
     hide_alive: _Seconds = Field(900.0, description="Until a task seen alive is looked at again.")
+    heartbeat_every: _Seconds = Field(60.0, description="Between two heartbeats of an agent.")
+    agent_ttl: _Seconds = Field(180.0, description="Silence after which an agent counts as gone.")
     sweep_every: _Seconds = Field(300.0, description="Between two sweeps of a group.")
     ring_after: _Seconds = Field(180.0, description="Age of a bell after which it counts as lost.")
     submit_limit: _Seconds = Field(7 * 86_400.0, description="How long a submission may take.")
@@ -38,6 +40,11 @@ class Times(BaseModel):
             raise ValueError(
                 f"bell_visibility ({self.bell_visibility:g}) has to be more than bell_extend "
                 f"({self.bell_extend:g}), or bells in flight would come again"
+            )
+        if self.agent_ttl < 3 * self.heartbeat_every:
+            raise ValueError(
+                f"agent_ttl ({self.agent_ttl:g}) has to be at least three times heartbeat_every "
+                f"({self.heartbeat_every:g}), or agents that live would count as gone"
             )
         return self
 

@@ -1,6 +1,7 @@
 """What a task asks of the machine, held against what the machine has."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import psutil
 from simagent.domain.quantities import size_text
 from simagent.domain.spec import Resources, Spec
 from simagent.ports.runtime import Runtime
-from simagent.worker.choice import CONTAINERS, NoRuntimeError, choose
+from simagent.worker.choice import CONTAINERS, NoRuntimeError, Refusal, choose
 from simagent.worker.disk import free_bytes
 
 
@@ -22,15 +23,26 @@ def refusal(
     has_mpi: bool,
     folder: Path,
     min_free: int,
-) -> str | None:
-    """Tell why an agent of this machine would not run a task, None where it would."""
+) -> Refusal | None:
+    """Tell why an agent of this machine would not run a task, None where it would.
+
+    What lasts goes before what may pass.
+    """
+    passing = None
     try:
         choose(spec, runtimes, allow_process=allow_process, preferred=preferred)
     except NoRuntimeError as error:
-        return str(error)
+        if error.lasting:
+            return Refusal(str(error), lasting=True)
+        passing = str(error)
+    lasting = too_small(spec.resources, folder)
     if not has_mpi and asks_for_mpi(spec):
-        return "a step asks for MPI, and no mpirun was found: install MPICH"
-    return short_of_space(folder, min_free) or lacking(spec.resources, folder, min_free)
+        lasting = "a step asks for MPI, and no mpirun was found: install MPICH"
+    if lasting is not None:
+        return Refusal(lasting, lasting=True)
+    passing = passing or short_of_space(folder, min_free)
+    passing = passing or lacking(spec.resources, folder, min_free)
+    return None if passing is None else Refusal(passing)
 
 
 def short_of_space(folder: Path, min_free: int) -> str | None:
@@ -55,6 +67,16 @@ def lacking(asked: Resources, folder: Path, min_free: int = 0) -> str | None:
     Of disk what is free now counts, where ``folder`` lies or will lie, without the ``min_free``
     bytes that are kept; of the rest all there is.
     """
+    small = too_small(asked, folder)
+    if small is not None:
+        return small
+    if asked.disk is not None and asked.disk > (free := max(0, _free(folder) - min_free)):
+        return f"resources.disk: {size_text(asked.disk)} are asked for, {size_text(free)} are free"
+    return None
+
+
+def too_small(asked: Resources, folder: Path) -> str | None:
+    """Tell what a task asks for that a machine of this size cannot have, None where it can."""
     cores = len(os.sched_getaffinity(0))
     if asked.cpus is not None and asked.cpus > cores:
         return f"resources.cpus: {asked.cpus:g} are asked for, this machine has {cores}"
@@ -62,11 +84,16 @@ def lacking(asked: Resources, folder: Path, min_free: int = 0) -> str | None:
     if asked.memory is not None and asked.memory > memory:
         wanted, there = size_text(asked.memory), size_text(memory)
         return f"resources.memory: {wanted} are asked for, there are {there}"
-    if asked.disk is not None and asked.disk > (free := max(0, _free(folder) - min_free)):
-        return f"resources.disk: {size_text(asked.disk)} are asked for, {size_text(free)} are free"
+    disk = shutil.disk_usage(_existing(folder)).total
+    if asked.disk is not None and asked.disk > disk:
+        wanted, there = size_text(asked.disk), size_text(disk)
+        return f"resources.disk: {wanted} are asked for, the disk has {there}"
     return None
 
 
 def _free(folder: Path) -> int:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return free_bytes(existing)
+    return free_bytes(_existing(folder))
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

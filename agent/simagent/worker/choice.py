@@ -1,6 +1,7 @@
 """Which runtime runs a task here: by the kind of its image, and by what the machine has."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from simagent.domain.images import ImageKind, ImageRef
 from simagent.domain.spec import Spec
@@ -16,8 +17,23 @@ _MISSING = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a task is not taken here; ``lasting`` where that stays so while this agent runs."""
+
+    why: str
+    lasting: bool = False
+
+
 class NoRuntimeError(Exception):
-    """Nothing here can run the task; the message says why, and what would help."""
+    """Nothing here can run the task; the message says why, and what would help.
+
+    ``lasting`` where that stays so while this agent runs; an engine may answer again.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 def choose(
@@ -33,7 +49,8 @@ def choose(
         if not allow_process:
             raise NoRuntimeError(
                 "it runs programs of the machine, which is not allowed here: name an image, or set "
-                "allow_process"
+                "allow_process",
+                lasting=True,
             )
         return "process"
     return choose_for(ref, runtimes, preferred if spec.runtime == "auto" else (spec.runtime,))
@@ -50,4 +67,4 @@ def choose_for(ref: ImageRef, runtimes: Mapping[str, Runtime], wanted: Sequence[
         if trouble is None:
             return name
         troubles.append(trouble)
-    raise NoRuntimeError("; ".join(troubles))
+    raise NoRuntimeError("; ".join(troubles), lasting=not any(name in runtimes for name in wanted))

@@ -16,21 +16,25 @@ from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.attempt import AttemptRun
 from simagent.worker.capacity import refusal
 from simagent.worker.caretaker import Caretaker
+from simagent.worker.choice import Refusal
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.health import Health
+from simagent.worker.heartbeat import Heart
 from simagent.worker.journal import Journal
 from simagent.worker.notify import Notifier
 from simagent.worker.orders import Detached, Interrupted
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
 from simagent.worker.recovery import recover, stop_leftovers
+from simagent.worker.refusals import Refusals
 from simagent.worker.sweep import Sweeper
 from simagent.worker.threads import CoreThread, Threads
 
 _BATCH = 200
 _TICK = 10.0
 _EMPTY_WAIT = 0.2
+_HELPERS_WITHIN = 1.0
 
 log = structlog.get_logger()
 
@@ -52,12 +56,17 @@ class Agent:
         until_empty: bool = False,
         only: TaskKeys | None = None,
         drain: DrainFile | None = None,
+        in_fleet: bool = False,
     ) -> None:
+        """``only`` takes one task alone; ``in_fleet`` shows the agent to the others of its group.
+
+        Those show that they live, and together end what none of them can run.
+        """
         self._ctx = ctx
         self._slots = slots
         self._until_empty = until_empty
         # Suspects are to be read about every `renew_every`; a longer pause begins their watch anew.
-        self._tick = min(_TICK, ctx.times.renew_every)
+        self._tick = min(_TICK, ctx.times.renew_every, ctx.times.heartbeat_every)
         self._only = only
         self._drain_file = drain
         self.wake = Wake()
@@ -68,9 +77,19 @@ class Agent:
         self._running: list[_Running] = []
         self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
         self._judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
-        self._reception = Reception(ctx, self._judge, self._start, self._unsettled.append)
+        self._heart = Heart(ctx) if in_fleet else None
+        self._refusals = Refusals(ctx) if in_fleet else None
+        self._reception = Reception(
+            ctx, self._judge, self._start, self._unsettled.append, self._refusals
+        )
         self._sweeper = Sweeper(
-            ctx.ledger, ctx.queue, ctx.clock, ctx.times, self._judge, group=ctx.settings.group
+            ctx.ledger,
+            ctx.queue,
+            ctx.clock,
+            ctx.times,
+            self._judge,
+            group=ctx.settings.group,
+            refusals=self._refusals,
         )
         self._store = Health(ctx.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK)
         self._queue = Health(ctx.clock, lost=Event.QUEUE_LOST, back=Event.QUEUE_BACK)
@@ -109,21 +128,32 @@ class Agent:
             limits=identity.machine.get("limits"),
         )
         self._notifier.ready()
+        helpers = self._start_helpers()
+        try:
+            while not self._turn():
+                self._notifier.alive()
+            if self._drain_file is not None and self._order is None:
+                self._drain_file.withdraw()
+            if self._heart is not None and self._order is None:
+                self._heart.over = True
+        finally:
+            self._ended.set()
+            self._notifier.stopping()
+            self._leave()
+            for helper in helpers:
+                helper.join(_HELPERS_WITHIN)
+
+    def _start_helpers(self) -> list[CoreThread]:
+        """Start what goes on beside the loop; give the threads whose end is waited for, shortly."""
         drain = self._drain_file
         if drain is not None:
             watch = partial(drain.watch, self._ctx.clock, self._ended, self.poke)
             self._threads.start("drain", watch)
         if self._ctx.images:
             self._threads.start("caretaker", partial(_caretaker(self._ctx).run, self._ended))
-        try:
-            while not self._turn():
-                self._notifier.alive()
-            if drain is not None and self._order is None:
-                drain.withdraw()
-        finally:
-            self._ended.set()
-            self._notifier.stopping()
-            self._leave()
+        if self._heart is None:
+            return []
+        return [self._threads.start("heartbeat", partial(self._heart.run, self._ended))]
 
     @property
     def _closing(self) -> bool:
@@ -164,6 +194,8 @@ class Agent:
                 runtime.keep_alive(journal.steps)
         if self._store.paused:
             return
+        if self._refusals is not None:
+            self._refusals.watch()
         suspects = self._judge.suspects.due()
         probe = self._store.failing
         used = probe or bool(self._unsettled or suspects)
@@ -257,7 +289,7 @@ class Agent:
         thread = self._threads.start(f"attempt {run.task.id}", run.run)
         self._running.append(_Running(run, thread))
 
-    def _refusal(self, spec: Spec) -> str | None:
+    def _refusal(self, spec: Spec) -> Refusal | None:
         """Tell why a task cannot run on this machine, None where it can."""
         return refusal(
             spec,

@@ -18,6 +18,7 @@ from simagent.domain.times import Times
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.store import NotFoundError
+from simagent.worker.choice import Refusal
 
 log = structlog.get_logger()
 
@@ -36,14 +37,15 @@ class Gone:
 class Hide:
     """Nothing to do now: look again after some seconds.
 
-    ``refused`` where this agent cannot run the task; ``lost`` where its holder is dead, so that
-    another agent may take it.
+    ``refused`` where this agent cannot run the task; ``never`` is what was judged, where it never
+    will. ``lost`` where its holder is dead, so that another agent may take it.
     """
 
     seconds: float
     why: str
     refused: bool = False
     lost: bool = False
+    never: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,12 @@ class Judge:
     """Decides what a bell asks of this agent, without changing anything."""
 
     def __init__(
-        self, ledger: Ledger, clock: Clock, times: Times, *, can_run: Callable[[Spec], str | None]
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        times: Times,
+        *,
+        can_run: Callable[[Spec], Refusal | None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -198,14 +205,16 @@ class Judge:
             )
         if state.kill is not None or mutations.limits_used(state, spec, lost=lost):
             return Close(lambda s: mutations.close(s, judged=judged, spec=spec, at=wall))
-        refusal = next(unsupported(spec), None) or self._can_run(spec)
+        unknown = next(unsupported(spec), None)
+        refusal = Refusal(unknown, lasting=True) if unknown else self._can_run(spec)
         if refusal is not None:
-            return self._refused(refusal, lost=lost)
+            never = state if refusal.lasting else None
+            return self._refused(refusal.why, lost=lost, never=never)
         return Claim(state, spec, lost)
 
-    def _refused(self, why: str, *, lost: bool) -> Hide:
+    def _refused(self, why: str, *, lost: bool, never: State | None = None) -> Hide:
         seconds = self._times.hide_refused * random.uniform(1, 2)  # noqa: S311 - jitter
-        return Hide(seconds, why, refused=True, lost=lost)
+        return Hide(seconds, why, refused=True, lost=lost, never=never)
 
     def _settled(self, task: TaskKeys, verdict: Verdict) -> Verdict:
         self.suspects.forget(task)

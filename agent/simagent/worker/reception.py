@@ -19,12 +19,16 @@ from simagent.worker.claim import ClaimUnknownError, claim
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
 from simagent.worker.receive import Claim, Close, Gone, Hide, Judge, poison_of, tell_of_loss
+from simagent.worker.refusals import Refusals
 
 log = structlog.get_logger()
 
 
 class Reception:
-    """Hears bells. ``start`` gets what was claimed, ``unsettled`` what may have been."""
+    """Hears bells. ``start`` gets what was claimed, ``unsettled`` what may have been.
+
+    Without ``refusals`` the tasks that cannot run here are left to others, whoever there is.
+    """
 
     def __init__(
         self,
@@ -32,11 +36,13 @@ class Reception:
         judge: Judge,
         start: Callable[[Journal, State, Spec], None],
         unsettled: Callable[[Journal], None],
+        refusals: Refusals | None = None,
     ) -> None:
         self._ctx = ctx
         self._judge = judge
         self._start = start
         self._unsettled = unsettled
+        self._refusals = refusals
 
     def hear(self, message: Message) -> None:
         """Do what a message asks for. Raises StoreError, QueueError: it is heard again then."""
@@ -72,9 +78,7 @@ class Reception:
             case Gone(poison=poison):
                 self._dismiss(task, receipt, poison)
             case Hide(refused=True):
-                self._refuse(task, receipt, verdict.seconds, verdict.why)
-                if verdict.lost and receipt is None:
-                    self._call_others(task, None)
+                self._leave_to_others(task, receipt, verdict)
             case Hide():
                 self._hide(receipt, verdict.seconds)
             case Close(change=change):
@@ -107,6 +111,15 @@ class Reception:
             return
         if claimed is not None:
             self._start(*claimed, verdict.spec)
+
+    def _leave_to_others(self, task: TaskKeys, receipt: str | None, verdict: Hide) -> None:
+        end = self._refusals.end(task, verdict) if self._refusals else None
+        if end is not None:
+            self._close(task, end, receipt)
+            return
+        self._refuse(task, receipt, verdict.seconds, verdict.why)
+        if verdict.lost and receipt is None:
+            self._call_others(task, None)
 
     def _call_others(self, task: TaskKeys, receipt: str | None) -> None:
         """Let the bell be heard of a task whose holder is dead, and that is not taken here.

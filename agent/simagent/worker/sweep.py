@@ -1,6 +1,7 @@
 """SWEEP: walk the open tasks, ring lost bells again, end what nobody can run any more."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +19,8 @@ from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue
 from simagent.ports.store import NotFoundError, PreconditionError
-from simagent.worker.receive import Claim, Close, Hide, Judge, tell_of_loss
+from simagent.worker.receive import Claim, Close, Hide, Judge, Verdict, tell_of_loss
+from simagent.worker.refusals import Refusals
 
 _BATCH = 200
 _MOST_PATIENCE = 4
@@ -56,11 +58,20 @@ class Sweeper:
     """Sweeps one group, at most one of its agents at a time.
 
     Only waits of days are measured against wall times that others wrote; an early or a late ring
-    does no harm.
+    does no harm. Without ``refusals``, who sweeps speaks for no agent: it says of no task that it
+    cannot run.
     """
 
     def __init__(
-        self, ledger: Ledger, queue: Queue, clock: Clock, times: Times, judge: Judge, *, group: str
+        self,
+        ledger: Ledger,
+        queue: Queue,
+        clock: Clock,
+        times: Times,
+        judge: Judge,
+        *,
+        group: str,
+        refusals: Refusals | None = None,
     ) -> None:
         self._ledger = ledger
         self._queue = queue
@@ -68,6 +79,7 @@ class Sweeper:
         self._times = times
         self._judge = judge
         self._group = group
+        self._refusals = refusals
         self._round: int | None = None
         self._next = clock.now() + times.sweep_every * random.uniform(0.2, 1)  # noqa: S311 - jitter
         self._quiet: dict[TaskKeys, _Quiet] = {}
@@ -162,17 +174,33 @@ class Sweeper:
             self._look_at_holder(task, swept)
 
     def _look_at_holder(self, task: TaskKeys, swept: Swept) -> None:
-        match self._judge.judge(task):
-            case Close(change=change):
-                state = self._ledger.change(task, change)
-                tell_of_loss(task, state, before=state.epoch)
-                swept.closed += 1
-                self._tidy(task, swept)
+        verdict = self._judge.judge(task)
+        if self._ended(task, verdict, swept):
+            return
+        match verdict:
             case Claim() | Hide(lost=True):
                 self._queue.send(bell.encode(task))
                 swept.rung += 1
             case _:
                 swept.held += 1
+
+    def _ended(self, task: TaskKeys, verdict: Verdict, swept: Swept) -> bool:
+        """End a task that nobody may run any more, or can; tell whether it was one."""
+        match verdict:
+            case Close(change=change):
+                end: Callable[[State], State] | None = change
+            case Hide(refused=True) if self._refusals is not None:
+                end = self._refusals.end(task, verdict)
+            case _:
+                end = None
+        if end is None:
+            return False
+        state = self._ledger.change(task, end)
+        tell_of_loss(task, state, before=state.epoch)
+        log.warning(Event.TASK_CLOSED, task=task.id, status=state.status.value, reason=state.reason)
+        swept.closed += 1
+        self._tidy(task, swept)
+        return True
 
     def _give_up(self, task: TaskKeys, state: State, swept: Swept) -> None:
         change = partial(
@@ -194,6 +222,9 @@ class Sweeper:
         waited = (state.bell_at or 0.0) - queued
         longest = _MOST_PATIENCE * self._times.ring_after
         if age < max(self._times.ring_after, min(waited, longest)):
+            return
+        # Also an agent that is too busy to hear bells has to say what it cannot run.
+        if self._refusals is not None and self._ended(task, self._judge.judge(task), swept):
             return
         self._ledger.change(task, partial(mutations.ring, judged=state.judged, bell_at=wall))
         self._queue.send(bell.encode(task))
