@@ -6,6 +6,7 @@ itself; and on a command line everybody could read them.
 """
 
 import os
+import secrets
 import shlex
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -92,17 +93,15 @@ class Box:
         self.folder.mkdir(exist_ok=True)
         self.folder.chmod(0o711)
         self.home.mkdir(mode=0o700, exist_ok=True)
-        for path, text, mode in (
-            (self._script, _script(self.plan), 0o400),
-            (self._mark, _BEFORE, 0o600),
-        ):
-            path.unlink(missing_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with open(fd, "wb") as file:
-                file.write(os.fsencode(text))
-        if os.geteuid() == 0:
-            for path in (self.home, self._script, self._mark):
-                os.chown(path, sandbox.uid, sandbox.gid)
+        owner = (sandbox.uid, sandbox.gid) if os.geteuid() == 0 else None
+        if owner is not None:
+            os.chown(self.home, *owner)
+        # Another one may start the step as well, and be first: then the mark is the program's.
+        _write(self._script, _script(self.plan), 0o400, owner).replace(self._script)
+        mark = _write(self._mark, _BEFORE, 0o600, owner)
+        with suppress(FileExistsError):
+            self._mark.hardlink_to(mark)
+        mark.unlink()
 
     def never_ran(self) -> tuple[Reason | None, str] | None:
         """Tell why the program did not run, where that is known of it; None if it did run."""
@@ -131,6 +130,16 @@ class Box:
                 why = "not for this machine, or its interpreter or loader is not in the image"
                 return Reason.NOT_EXECUTABLE, f"{rest}: {why}"
         return None
+
+
+def _write(beside: Path, text: str, mode: int, owner: tuple[int, int] | None) -> Path:
+    """Write a file for the task's user under a name of its own."""
+    part = beside.with_name(f"{beside.name}.{secrets.token_hex(4)}.part")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(os.fsencode(text))
+    if owner is not None:
+        os.chown(part, *owner)
+    return part
 
 
 def _script(plan: StepPlan) -> str:
