@@ -12,6 +12,7 @@ The records of a step, beside those that `simagent.runtimes.records` knows:
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,8 @@ from simagent.runtimes.docker_exit import ran
 from simagent.runtimes.docker_step import DockerStep, exit_read, remove_container
 
 _BUSYBOX = Path("/bin/busybox")
-_CREATE_LIMIT = 120.0  # seconds; a busy disk makes a container slowly
+_AWAY_LIMIT = 30.0  # seconds
+_LOOK_EVERY = 0.2
 
 # What an engine's error tells by its words alone.
 _MEANINGS = (
@@ -160,27 +162,35 @@ class DockerRuntime:
 
     def _start(self, plan: StepPlan, sandbox: Sandbox) -> DockerStep:
         name = container_name(plan.folder, plan.number)
-        self._write(plan, sandbox, name)
+        begun = plan.folder / f"step-{plan.number}.begun"
         with _failures():
-            body = settings(plan, sandbox, agent=self._agent, shell=self._shell)
-            self._create(name, body)
-            begun = {"boot_id": shim.boot_id()}
-            records.replace(plan.folder / f"step-{plan.number}.begun", begun)
+            # An order to start it may still be on its way: then the container has to stay as it is.
+            if not begun.exists():
+                self._write(plan, sandbox, name)
+                self._create(name, settings(plan, sandbox, agent=self._agent, shell=self._shell))
+                records.replace(begun, {"boot_id": shim.boot_id()})
             try:
                 self._engine.ask(lambda client: client.start(name))
+                found = self._engine.find(name)
             except EngineRefusedError:
-                self._engine.ask(lambda client: client.remove_container(name, v=True, force=True))
+                remove_container(self._engine, name)
+                begun.unlink(missing_ok=True)
                 raise
             except EngineAwayError:
-                # Whether it was started: only the engine knows, and only once it answers again.
-                step = self.attach(plan)
-                if step is None:
-                    raise
-                return step
-            found = self._engine.find(name)
-        return DockerStep(
-            self._engine, plan, name, found=found, boot=begun["boot_id"], watched=True
-        )
+                return self._started_after_all(plan)
+        boot = shim.boot_id()
+        return DockerStep(self._engine, plan, name, found=found, boot=boot, watched=True)
+
+    def _started_after_all(self, plan: StepPlan) -> DockerStep:
+        """Find out whether it was started: only the engine knows, and only once it answers."""
+        deadline = time.monotonic() + _AWAY_LIMIT
+        while self._engine.trouble() is not None and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY)
+        step = self.attach(plan)
+        if step is None:
+            message = "the Docker Engine went away instead of starting the container"
+            raise RuntimeFailedError(Reason.RUNTIME_FAILED, message)
+        return step
 
     def _create(self, name: str, body: dict[str, Any]) -> None:
         def create(client: Any) -> None:

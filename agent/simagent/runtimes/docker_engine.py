@@ -105,8 +105,17 @@ class DockerEngine:
 
     def trouble(self) -> str | None:
         """Tell why the engine cannot be used now, None where it can."""
+
+        def ping(client: Any) -> None:
+            # By a connection of its own: those there are work on while the engine goes down.
+            fresh = self._connect(client.api_version, _PING_LIMIT)
+            try:
+                fresh.ping()
+            finally:
+                fresh.close()
+
         try:
-            self.ask(_ping)
+            self.ask(ping)
         except (EngineAwayError, EngineRefusedError) as error:
             return str(error)
         return None
@@ -142,16 +151,15 @@ class DockerEngine:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None:
-                self._client = self._connect()
+                # Its version is asked for: one that is too old is refused by new engines.
+                self._client = self._connect("auto", self._timeout)
             return self._client
 
-    def _connect(self) -> Any:
+    def _connect(self, version: str, timeout: float) -> Any:
         settings = docker.utils.kwargs_from_env() if "DOCKER_TLS_VERIFY" in os.environ else {}
-        settings |= {"base_url": self.host, "timeout": self._timeout}
+        settings |= {"base_url": self.host, "timeout": timeout}
         try:
-            # Its version is asked for at once: a client without would speak one that new engines
-            # refuse.
-            client = docker.APIClient(version="auto", **settings)
+            client = docker.APIClient(version=version, **settings)
         except docker.errors.APIError:
             raise
         except docker.errors.DockerException as error:
@@ -187,11 +195,6 @@ class EngineStream:
             self._closer.close()
         except (OSError, AttributeError):
             return
-
-
-def _ping(client: Any) -> None:
-    # Asked often, and answered at once by an engine that is well.
-    client.get(f"{client.base_url}/_ping", timeout=_PING_LIMIT).raise_for_status()
 
 
 def _error_text(body: str) -> str:

@@ -25,6 +25,7 @@ from simagent.runtimes.docker_exit import (
 
 _LOOK_EVERY = 0.5
 """Seconds between two looks for an engine that is away."""
+_REMOVED_WITHIN = 0.5
 _SLACK = 1.0
 
 
@@ -134,8 +135,11 @@ class DockerStep:
         while True:
             try:
                 self._engine.ask(lambda client: client.wait(self._name, condition="not-running"))
-                self._found = self._engine.find(self._name)
+                self._found = self._look()
                 if self._found is None or ended(self._found["State"]):
+                    # An engine that goes down takes no more calls, then ends its containers.
+                    if self._order() is None and self._engine.trouble() is not None:
+                        self._outages.append(self._outage())
                     break
             except EngineAwayError:
                 self._outages.append(self._outage())
@@ -147,6 +151,15 @@ class DockerStep:
                     break
             time.sleep(_LOOK_EVERY)
         self._over.set()
+
+    def _look(self) -> dict[str, Any] | None:
+        """Inspect the container; whoever removes one by force kills it first."""
+        found = self._engine.find(self._name)
+        if found is not None and found["State"]["ExitCode"] == ENDED_FROM_OUTSIDE[1]:
+            if self._order() is None and not found["State"]["OOMKilled"]:
+                time.sleep(_REMOVED_WITHIN)
+            found = self._engine.find(self._name)
+        return found
 
     def _outage(self) -> tuple[float, float]:
         began = time.time()
@@ -170,6 +183,9 @@ class DockerStep:
 
         def stop() -> None:
             with suppress(EngineAwayError, EngineRefusedError):  # it has ended, or is told again
+                found = self._engine.find(self._name)
+                if found is not None and found["State"]["Paused"]:
+                    self._engine.ask(lambda client: client.unpause(self._name))
                 self._engine.ask(lambda client: client.stop(self._name, timeout=grace))
 
         threading.Thread(target=stop, name=f"stop {self._name}", daemon=True).start()
@@ -186,7 +202,7 @@ class DockerStep:
         return exit_
 
     def _judge(self) -> StepExit:
-        if self._found is None:
+        if self._found is None or self._found["State"]["Status"] in ("dead", "removing"):
             return lost(f"its container {self._name} vanished: somebody removed it")
         state = self._found["State"]
         if self._boot != shim.boot_id():
@@ -216,20 +232,17 @@ class DockerStep:
         with suppress(EngineAwayError, EngineRefusedError):
             if self._engine.live_restore():
                 return False
-            return away or not self._died_in_its_time(state)
+            return away or not self._within_one_engine(state)
         return True
 
-    def _died_in_its_time(self, state: dict[str, Any]) -> bool:
-        """Tell whether the engine, as it runs now, saw the container's end."""
+    def _within_one_engine(self, state: dict[str, Any]) -> bool:
+        """Tell whether the engine, as it runs now, saw the container both start and end."""
         since, until = int(moment(state["StartedAt"])), math.ceil(time.time())
-        about = {"container": self._name, "event": "die"}
-        return bool(
-            self._engine.ask(
-                lambda client: list(
-                    client.events(since=since, until=until, filters=about, decode=True)
-                )
-            )
+        about = {"container": self._name, "event": ["start", "die"]}
+        seen = self._engine.ask(
+            lambda client: list(client.events(since=since, until=until, filters=about, decode=True))
         )
+        return {event["Action"] for event in seen} >= {"start", "die"}
 
 
 def exit_read(plan: StepPlan) -> StepExit | None:
