@@ -5,7 +5,17 @@ import sys
 
 from bench.report import Result, show
 
-NAMES = ("startup", "latency", "follow", "slowdown", "logs", "archive", "idle", "fleet_throughput")
+NAMES = (
+    "startup",
+    "latency",
+    "follow",
+    "slowdown",
+    "logs",
+    "archive",
+    "idle",
+    "fleet_throughput",
+    "apptainer",
+)
 
 
 def main() -> int:
