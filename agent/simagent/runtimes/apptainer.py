@@ -15,9 +15,10 @@ from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
 from simagent.ports.runtime import Mount, RuntimeFailedError, Sandbox, StepExit, StepPlan
 from simagent.runtimes import records
-from simagent.runtimes.apptainer_box import Box
+from simagent.runtimes.apptainer_box import Box, one_line
 from simagent.runtimes.apptainer_program import SHELLS, ApptainerProgram, static_shell
 from simagent.runtimes.process import ProcessRuntime, ProcessStep
+from simagent.runtimes.workplace import remove_folder
 
 _SAID_BYTES = 4096
 _FLAGS = (
@@ -60,7 +61,10 @@ class ApptainerStep:
         """
         if self._exit is None:
             ended = self._step.wait(timeout, *wakes)
-            self._exit = ended and _told(ended, self._box)
+            if ended is not None:
+                self._exit = _told(ended, self._box)
+                # Where it was killed, an image that it had unpacked is left.
+                remove_folder(self._box.home)
         return self._exit
 
     def stop(self, grace: float) -> None:
@@ -235,7 +239,7 @@ def _failed(ended: StepExit, box: Box) -> tuple[Reason, str]:
     if reason is Reason.IMAGE_UNUSABLE:
         return reason, _NO_SHELL
     code = ended.exit_code if ended.signal is None else f"signal {ended.signal}"
-    return reason, f"apptainer: {text or f'ended with {code}'}"
+    return reason, f"apptainer: {one_line(text) or f'ended with {code}'}"
 
 
 def _said(plan: StepPlan) -> str:

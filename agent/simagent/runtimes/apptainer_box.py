@@ -21,6 +21,7 @@ _BEFORE, _RUNS = "?", "r"
 _OWN = ("APPNAME", "BIND", "COMMAND", "CONTAINER", "ENVIRONMENT", "NAME", "NO_EVAL")
 _LIBRARIES = "/.singularity.d/libs"
 _ANSWER_BYTES = 4096
+_MOST_CHARACTERS = 250
 
 # Shells differ in what they look up besides PATH, so the program is looked up here. Where `exec`
 # fails, bash goes on, the others run the trap.
@@ -110,7 +111,7 @@ class Box:
             fd = os.open(self._mark, os.O_RDONLY | os.O_NOFOLLOW)
             with open(fd, "rb") as file:
                 text = os.fsdecode(file.read(_ANSWER_BYTES)) or _BEFORE
-        program, rest = self.plan.argv[0], text[1:]
+        program, rest = self.plan.argv[0], one_line(text[1:])
         match text[0]:
             case "?":
                 return None, ""
@@ -130,6 +131,12 @@ class Box:
                 why = "not for this machine, or its interpreter or loader is not in the image"
                 return Reason.NOT_EXECUTABLE, f"{rest}: {why}"
         return None
+
+
+def one_line(text: str) -> str:
+    """Make what anybody may have written fit for a message."""
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}…"
 
 
 def _write(beside: Path, text: str, mode: int, owner: tuple[int, int] | None) -> Path:
