@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Docker Compose with compose.yaml beside this file: `up` and `down` as make calls them, and whatever
 # else Compose knows, as `logs -f agent`. FLEET_DIR is the folder shared with the containers, FLEET_NAME
-# the name of the Compose project.
+# the name of the Compose project; FLEET_DOCKER=1 hands the engine to the agent.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -32,6 +32,15 @@ FLEET_USER=$(id -u):$(id -g)
 if docker info --format '{{.SecurityOptions}}' | grep -q name=rootless; then FLEET_USER=0:0; fi
 export FLEET_DIR FLEET_USER
 compose+=(--project-name "${FLEET_NAME:-simagent}" --file "$here/compose.yaml")
+if [ -n "${FLEET_DOCKER:-}" ]; then
+    FLEET_SOCKET=${DOCKER_HOST:-unix:///var/run/docker.sock}
+    FLEET_SOCKET=${FLEET_SOCKET#unix://}
+    [ -S "$FLEET_SOCKET" ] ||
+        fail "FLEET_DOCKER: $FLEET_SOCKET is no socket of this machine: use its own engine"
+    FLEET_SOCKET_GROUP=$(stat --dereference --format %g "$FLEET_SOCKET")
+    export FLEET_SOCKET FLEET_SOCKET_GROUP
+    compose+=(--file "$here/compose.docker.yaml")
+fi
 
 see_to_base_image() {
     local base=debian:trixie-slim
@@ -61,10 +70,19 @@ give_back() {
     timeout 60 docker wait "$id" >/dev/null || true
 }
 
+is_out_of_date() {
+    local id
+    id=$("${compose[@]}" ps --quiet agent)
+    [ -n "$id" ] && [ "$(docker inspect --format '{{.Image}}' "$id")" != \
+        "$(docker image inspect --format '{{.Id}}' simagent/agent)" ]
+}
+
 case "$*" in
 up)
     see_to_base_image
-    "${compose[@]}" up --detach --build
+    "${compose[@]}" build agent
+    ! is_out_of_date || give_back # its container is going to be replaced
+    "${compose[@]}" up --detach
     wait_for_agent
     cat <<TELL
 An agent takes the tasks of $FLEET_DIR. To submit there, and to see what it does:

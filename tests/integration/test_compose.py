@@ -9,6 +9,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def call(
 class Fleet:
     """A fleet of this test's own; ``engine`` runs its containers."""
 
-    def __init__(self, engine: Engine, folder: Path) -> None:
+    def __init__(self, engine: Engine, folder: Path, **env: str) -> None:
         self.engine = engine
         self.folder = folder / "fleet"
         self.name = folder.name
@@ -76,6 +77,7 @@ class Fleet:
             "FLEET_DIR": str(self.folder),
             "FLEET_NAME": self.name,
             "SIMAGENT_STATE_DIR": str(self.folder),
+            **env,
         }
 
     def compose(self, *args: str) -> str:
@@ -135,17 +137,29 @@ def agent_image(docker_engine: Engine) -> str:
     return "simagent/agent"
 
 
-@pytest.fixture
-def fleet(docker_engine: Engine, agent_image: str) -> Iterator[Fleet]:
+@contextmanager
+def up(engine: Engine, **env: str) -> Iterator[Fleet]:
     # Not in the folder of pytest, which is closed to other users.
     folder = Path(tempfile.mkdtemp(prefix="simagent-fleet-", dir="/tmp"))
-    made = Fleet(docker_engine, folder)
+    made = Fleet(engine, folder, **env)
     try:
         made.compose("up")
         yield made
     finally:
         made.compose("down")
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def fleet(docker_engine: Engine, agent_image: str) -> Iterator[Fleet]:
+    with up(docker_engine) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet_with_docker(docker_engine: Engine, agent_image: str) -> Iterator[Fleet]:
+    with up(docker_engine, FLEET_DOCKER="1") as fleet:
+        yield fleet
 
 
 def runs(fleet: Fleet, times: int = 1) -> Callable[[], bool]:
@@ -215,6 +229,49 @@ def test_down_gives_tasks_back_and_leaves_nothing(fleet: Fleet) -> None:
     fleet.compose("up")
     until(runs(fleet, times=2))
     let_go(fleet, task)
+
+
+def test_an_image_runs_beside_the_agent_and_outlives_it(
+    fleet_with_docker: Fleet, tiny_image: str
+) -> None:
+    fleet = fleet_with_docker
+    fleet.engine.run("save", "--output", str(fleet.folder / "tiny.tar"), tiny_image)
+    os.chown(fleet.folder / "tiny.tar", fleet.user, -1)
+    (fleet.home / "given.txt").write_text("given\n")
+    waits = "cat given.txt; id -u; until [ -e /tmp/go ]; do sleep 0.1; done; echo made > made.txt"
+    spec = {
+        "image": "docker-archive:/fleet/tiny.tar",
+        "inputs": ["given.txt"],
+        "commands": [{"run": waits, "shell": True}],
+    }
+    task = fleet.submit(json.dumps(spec))
+    until(lambda: fleet.simagent("logs", task) == f"given\n{fleet.user}\n")
+    fleet.engine.run("kill", fleet.agent())
+    ours = ("ps", "--quiet", "--filter", f"label=simagent.task={task}")
+    (container,) = fleet.engine.run(*ours).stdout.split()
+    fleet.compose("up")
+    fleet.engine.run("exec", container, "touch", "/tmp/go")
+    fleet.simagent("wait", task)
+    state = fleet.shown(task)
+    assert (state["status"], state["epoch"]) == ("succeeded", 1)
+    fleet.simagent("download", task, "-o", "got")
+    assert (fleet.home / "got" / "made.txt").read_text() == "made\n"
+    assert {path.lstat().st_uid for path in fleet.folder.rglob("*")} == {fleet.user}
+    assert fleet.engine.run(*ours, "--all").stdout == ""
+
+    runs_on = fleet.submit(json.dumps(spec))
+    until(lambda: fleet.simagent("logs", runs_on))
+    fleet.compose("down")
+    assert fleet.shown(runs_on)["status"] == "queued"
+    ours = ("ps", "--quiet", "--filter", f"label=simagent.task={runs_on}")
+    assert fleet.engine.run(*ours, "--all").stdout == ""
+
+
+def test_no_command_runs_beside_the_socket(fleet_with_docker: Fleet) -> None:
+    fleet = fleet_with_docker
+    task = fleet.submit(WAITS)
+    until(lambda: "name an image" in fleet.simagent("show", task))
+    assert not (fleet.folder / "runs").exists()
 
 
 # --- What is missing ---------------------------------------------------------------------------
