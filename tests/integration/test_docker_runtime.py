@@ -1,6 +1,7 @@
 """Steps in containers of a real Docker Engine: what goes wrong with them, and with the engine."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -336,6 +337,31 @@ def test_the_reaper_knows_whose_containers_are_whose(here: Box, tmp_path: Path) 
     assert here.runtime.reap(lambda _: False) == 1
     assert finish(here, step).reason is Reason.RUNTIME_FAILED
     assert here.containers() == []
+
+
+def test_without_an_agent_the_step_is_ended(here: Box) -> None:
+    code = "trap 'echo bye; exit 0' TERM; echo here; while :; do sleep 0.05; done"
+    step = here.runtime.start(here.plan("sh", "-c", code, orphan_limit=2.0))
+    for _ in range(8):
+        here.runtime.keep_alive(here.root / "steps")
+        assert step.wait(0.5) is None, "an agent looked after it"
+    result = finish(here, step)
+    assert (result.reason, result.stopped) == (Reason.ORPHANED, True)
+    assert here.out == b"here\nbye\n"
+
+
+def test_a_step_whose_folder_is_gone_is_ended(here: Box) -> None:
+    step = here.runtime.start(here.plan("sleep", "600", orphan_limit=4.0))
+    shutil.rmtree(here.root / "steps")
+    assert step.wait(LIMIT) is not None
+
+
+def test_signals_to_all_leave_the_guard_alone(here: Box) -> None:
+    code = "trap : USR1; echo here; while :; do sleep 0.05; done"
+    step = here.runtime.start(here.plan("sh", "-c", code, orphan_limit=2.0))
+    until(lambda: here.out)
+    step.signal(signal.SIGUSR1)
+    assert finish(here, step).reason is Reason.ORPHANED
 
 
 # --- The engine ------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from simagent.ports.runtime import Sandbox, StepLimits, StepPlan
+from simagent.shim import ATTENTION
 
 FOLDER = "/.simagent"
 NEW = "new"
 BEGUN = "begun"
 AGAIN = "again"
 FAILED = "failed"
+ORPHANED = "orphaned"
 REPORT_BYTES = 4096
 """What the report has from the start, so that it can be written on a full disk."""
 
@@ -23,15 +25,37 @@ LABEL_STEP = "simagent.step"
 
 # Files are read and written in here, not by the engine, whose logs are neither byte for byte nor
 # safe from its restarts. The report says how far it came: a container that is started twice, say
-# by an order that was late, does not run the program twice. The program is looked up here, as a
-# shell's own words (and all of BusyBox's tools) would go before it. The names are odd, as changing
-# a variable that the step was given would change it for the program.
+# by an order that was late, does not run the program twice. The guard is no child of the program's
+# (its parent exits at once), and heeds no signal; where there is no `stat` there is none. The
+# program is looked up here, as a shell's own words (and all of BusyBox's tools) would go before it.
+# The names are odd, as changing a variable that the step was given would change it for the program.
 SCRIPT = f"""
 _sa_say() {{ IFS=' '; echo "$*" 1<>{FOLDER}/report; }}
 _sa_fail() {{ trap - EXIT; _sa_say "$@"; exit 127; }}
+_sa_guard() {{
+    trap '' HUP INT QUIT PIPE ALRM TERM USR1 USR2
+    _sa_left=$2 _sa_mark=
+    while sleep "$1"; do
+        _sa_now=$(stat -c '%h %Y' {FOLDER}/agent) || exit
+        _sa_left=$((_sa_left - 1))
+        case $_sa_now in
+        "0 "*) _sa_left=0 ;;
+        "$_sa_mark") ;;
+        *) _sa_mark=$_sa_now _sa_left=$2 ;;
+        esac
+        if [ "$_sa_left" -le 0 ]; then
+            _sa_say {ORPHANED}
+            kill -TERM -1
+            sleep "$3"
+            kill -KILL -1
+        fi
+    done
+}}
 read -r _sa_line <{FOLDER}/report
 if [ "$_sa_line" != {NEW} ]; then _sa_say {AGAIN}; exit 125; fi
 _sa_say {BEGUN}
+(_sa_guard "$1" "$2" "$3" </dev/null >/dev/null 2>&1 &)
+shift 3
 trap '_sa_say {FAILED} $?' EXIT
 exec <{FOLDER}/stdin >>{FOLDER}/stdout 2>>{FOLDER}/stderr
 unset TINI_KILL_PROCESS_GROUP
@@ -76,6 +100,7 @@ exec "$_sa_found" "$@"
 exit $?
 """
 
+_GUARD_PERIOD = 30.0  # seconds
 _LEAST_MEMORY = 6 * 2**20  # bytes; engines refuse less
 _LEAST_CPUS = 0.01
 _PT_INTERP = 3
@@ -94,8 +119,8 @@ def settings(plan: StepPlan, sandbox: Sandbox, *, agent: str, shell: Path | None
     own = {LABEL_AGENT: agent, LABEL_FOLDER: str(plan.folder), LABEL_STEP: str(plan.number)}
     return {
         "Image": sandbox.image,
-        "Entrypoint": [program, "-c", SCRIPT, "simagent"],
-        "Cmd": [str(plan.cwd), *plan.argv],
+        "Entrypoint": [program, "-c", SCRIPT, "simagent", *_guarded(plan), str(plan.cwd)],
+        "Cmd": list(plan.argv),
         "Env": [f"{name}={value}" for name, value in env.items()],
         "User": f"{sandbox.uid}:{sandbox.gid}",
         "WorkingDir": "/",
@@ -145,6 +170,12 @@ def stdin_path(plan: StepPlan) -> Path:
     return Path("/dev/null") if plan.stdin is None else plan.folder / f"step-{plan.number}.stdin"
 
 
+def _guarded(plan: StepPlan) -> tuple[str, str, str]:
+    """Give how often the guard looks for an agent, how often in vain, and the step's grace."""
+    period = min(_GUARD_PERIOD, plan.orphan_limit / 4)
+    return f"{period:.3f}", str(math.ceil(plan.orphan_limit / period)), str(math.ceil(plan.grace))
+
+
 def _mounts(plan: StepPlan, sandbox: Sandbox, shell: Path | None) -> list[Mapping[str, Any]]:
     # Each log by itself, so that a task cannot put a link in its place.
     mounts = [
@@ -152,6 +183,7 @@ def _mounts(plan: StepPlan, sandbox: Sandbox, shell: Path | None) -> list[Mappin
         _bind(plan.stderr, f"{FOLDER}/stderr", writable=True),
         _bind(report_path(plan.folder, plan.number), f"{FOLDER}/report", writable=True),
         _bind(stdin_path(plan), f"{FOLDER}/stdin", writable=False),
+        _bind(plan.folder / ATTENTION, f"{FOLDER}/agent", writable=False),
     ]
     if shell is not None:
         mounts.append(_bind(shell, f"{FOLDER}/sh", writable=False))

@@ -9,7 +9,14 @@ from typing import Any
 
 from simagent.domain.reasons import Reason
 from simagent.ports.runtime import StepExit, StepLimits
-from simagent.runtimes.docker_container import AGAIN, BEGUN, FAILED, NEW, report_path
+from simagent.runtimes.docker_container import (
+    AGAIN,
+    BEGUN,
+    FAILED,
+    NEW,
+    ORPHANED,
+    report_path,
+)
 
 ENDED_FROM_OUTSIDE = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 """What a container's exit code is when its engine ends it, or somebody else."""
@@ -45,15 +52,17 @@ def moment(text: str) -> float:
 
 
 def read_exit(
-    state: Mapping[str, Any], folder: Path, number: int, *, stopped: str | None, limits: StepLimits
+    state: Mapping[str, Any], folder: Path, number: int, *, stopped: bool, limits: StepLimits
 ) -> StepExit:
-    """Tell how a step ended by itself, or because it was ``stopped`` (why)."""
+    """Tell how a step ended by itself, or because it was ``stopped``."""
     began, over = moment(state["StartedAt"]), moment(state["FinishedAt"])
     code = state["ExitCode"]
-    reason, message = _explain(state, _report(folder, number), limits)
-    if stopped == "orphaned":
+    report = _report(folder, number)
+    reason, message = _explain(state, report, limits)
+    orphaned = report == ORPHANED and not stopped
+    if orphaned:
         reason, message = Reason.ORPHANED, "no agent looked after the step"
-    elif stopped is not None and reason is not Reason.RUNTIME_FAILED:
+    elif stopped and reason is not Reason.RUNTIME_FAILED:
         reason, message = None, ""
     told = reason in (None, Reason.OOM, Reason.ORPHANED)
     by_signal = code - 128 in _ENDING
@@ -65,7 +74,7 @@ def read_exit(
         started=began,
         ended=over,
         seconds=max(0.0, over - began),
-        stopped=stopped is not None,
+        stopped=stopped or orphaned,
     )
 
 

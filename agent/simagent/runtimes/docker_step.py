@@ -196,6 +196,8 @@ class DockerStep:
         record = self._plan.folder / f"step-{self._plan.number}.exit"
         try:
             records.replace(record, as_record(exit_))
+        except FileNotFoundError:
+            pass  # the folder is gone: nobody will ask again
         except OSError:
             return exit_  # the container tells it again
         remove_container(self._engine, self._name)
@@ -207,8 +209,8 @@ class DockerStep:
         state = self._found["State"]
         if self._boot != shim.boot_id():
             return lost("the machine was restarted while it ran", moment(state["StartedAt"]))
-        stopped = None if self._order() is None else "stop"
-        if stopped is None and self._ended_by_engine(state):
+        stopped = self._order() is not None
+        if not stopped and self._ended_by_engine(state):
             return lost("the Docker Engine ended its container", moment(state["StartedAt"]))
         return read_exit(
             state,
