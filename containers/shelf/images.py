@@ -1,7 +1,10 @@
 """Builds images in the Docker Engine that DOCKER_HOST names, and files for Apptainer of them."""
 
+import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shelf.model import ROOT, Simulator
@@ -79,6 +82,19 @@ def build(simulator: Simulator) -> None:
     Raises:
         BuildError: It failed.
     """
+    with _alone():
+        _build(simulator)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for other builds: they would fetch and make the same things twice."""
+    with (ROOT / "base" / "Dockerfile").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(simulator: Simulator) -> None:
     build_base(simulator.base)
     labels = {
         "org.opencontainers.image.title": simulator.name,
@@ -97,6 +113,11 @@ def image_file(simulator: Simulator, runtime: str, folder: Path) -> str:
     Raises:
         BuildError: It failed.
     """
+    with _alone():
+        return _image_file(simulator, runtime, folder)
+
+
+def _image_file(simulator: Simulator, runtime: str, folder: Path) -> str:
     kind, ending, make = _FORMS[runtime]
     file = folder / f"{simulator.name}-{simulator.version}.{ending}"
     source = _run("docker", "image", "inspect", "--format", "{{.Id}}", simulator.image)

@@ -56,7 +56,7 @@ def _task(simulator: Simulator, runtime: str, image: str) -> Mapping[str, Any]:
 
 
 def _environment(runtime: str, folder: Path) -> Mapping[str, str]:
-    """Give the environment without settings of simagent's, but for one runtime and its own state."""
+    """Give the environment, of simagent's settings one runtime and a state of its own alone."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("SIMAGENT_")}
     runtimes = json.dumps([runtime])
     return own | {"SIMAGENT_STATE_DIR": str(folder / "state"), "SIMAGENT_RUNTIMES": runtimes}
