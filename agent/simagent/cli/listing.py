@@ -46,10 +46,11 @@ def show_task(config: Config, task_id: str, *, as_json: bool) -> None:
     client = open_client(config)
     task = client.task(task_id)
     state, spec = client.state(task), spec_of(client, task)
+    refusals = client.refusals(task) if state.status is Status.QUEUED else ()
     if as_json:
-        put_json(describe(task, state, spec))
+        put_json(describe(task, state, spec) | {"refusals": [r.model_dump() for r in refusals]})
         return
-    for line in full(task, state, spec):
+    for line in full(task, state, spec, refusals):
         put(line)
 
 

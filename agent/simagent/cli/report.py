@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from simagent.cli.text import coloured, columns, moment, printable, seconds, size
+from simagent.domain.fleet import Refused
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import Attempt, State, StepRecord
@@ -36,8 +37,7 @@ def headline(task: TaskKeys, state: State, spec: Spec | None) -> Iterator[str]:
     name = f" ({printable(spec.name)})" if spec and spec.name else ""
     reason = f": {state.reason}" if state.reason else ""
     yield f"task {task.id}{name} {coloured(state.status, state.status)}{reason}"
-    if state.message:
-        yield f"  {printable(state.message)}"
+    yield from (f"  {line}" for line in printable(state.message).splitlines())
     if state.kill and not state.terminal:
         yield f"  a kill was asked for by {printable(state.kill.by)}"
 
@@ -81,9 +81,13 @@ def steps(records: Sequence[StepRecord]) -> Iterator[str]:
         yield from columns(rows)
 
 
-def full(task: TaskKeys, state: State, spec: Spec | None) -> Iterator[str]:
-    """Write all that `simagent show` shows."""
+def full(
+    task: TaskKeys, state: State, spec: Spec | None, refusals: Sequence[Refused] = ()
+) -> Iterator[str]:
+    """Write all that `simagent show` shows; ``refusals`` are those of a task that waits."""
     yield from headline(task, state, spec)
+    for refused in refusals:
+        yield f"  waiting: refused by {printable(refused.agent)}: {printable(refused.why)}"
     yield f"  submitted {moment(state.submitted_at)} by {printable(state.submitted_by) or '-'}"
     if state.ended_at:
         yield f"  ended     {moment(state.ended_at)}"

@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.files import TaskFiles
 from simagent.client.following import Follower, LogPiece
 from simagent.client.submission import Submission
 from simagent.domain import keys, mutations
+from simagent.domain.fleet import Heartbeat, Refused
 from simagent.domain.ids import check_id, new_id
 from simagent.domain.keys import STREAMS, Stream, TaskKeys
 from simagent.domain.mutations import SupersededError
@@ -32,6 +35,7 @@ _TOMBSTONE_SECONDS = 30 * 86_400.0
 _COPY_BYTES = 2**20
 _PAGE = 1000
 _T = TypeVar("_T")
+_Record = TypeVar("_Record", Heartbeat, Refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,24 @@ class Client:
     def spec(self, task: TaskKeys) -> Spec:
         """Read a task's spec."""
         return self._found(task, lambda: self._ledger.spec(task))
+
+    def refusals(self, task: TaskKeys) -> Sequence[Refused]:
+        """Tell which agents cannot run a task, and why: those that are as they were then."""
+        found = (self._record(Refused, key) for key in list(self._scan(task.refusals)))
+        return tuple(refused for refused in found if refused is not None and self._stands(refused))
+
+    def _stands(self, refused: Refused) -> bool:
+        heartbeat = self._record(Heartbeat, keys.agent(refused.agent))
+        return heartbeat is not None and heartbeat.incarnation == refused.incarnation
+
+    def _record(self, model: type[_Record], key: str) -> _Record | None:
+        """Read what an agent tells; None where it is gone, or cannot be read."""
+        try:
+            return model.model_validate_json(
+                self._retried(partial(self._ledger.store.get, key)).data
+            )
+        except (NotFoundError, ValidationError):
+            return None
 
     def wait(self, task: TaskKeys) -> State:
         """Wait for a task's end and give its last state."""
