@@ -13,7 +13,7 @@ from fakes.store import MemoryStore
 from simagent.client import Client, ClientError, UsageError
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
-from simagent.domain.state import State
+from simagent.domain.state import State, Status
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import Wake
@@ -212,7 +212,8 @@ class World:
                 else:
                     client.delete(task)
             except UsageError as error:
-                self.audit.violations.append(f"the client was refused: {error}")
+                if Ledger(self.store).state(task).status is not Status.DELETED:
+                    self.audit.violations.append(f"the client was refused: {error}")
             except (ClientError, StoreError):
                 return
 
