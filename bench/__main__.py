@@ -15,6 +15,7 @@ NAMES = (
     "idle",
     "fleet_throughput",
     "apptainer",
+    "docker_steps",
 )
 
 

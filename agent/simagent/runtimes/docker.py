@@ -46,6 +46,7 @@ _LOOK_EVERY = 0.2
 _MEANINGS = (
     ("no space left on device", Reason.DISK_FULL, "make room where the engine keeps its data"),
     ("disk quota exceeded", Reason.DISK_FULL, "make room where the engine keeps its data"),
+    ("docker-init", Reason.RUNTIME_FAILED, "install it on the engine's machine (Debian: tini)"),
     ("capabilities: [[gpu]]", Reason.UNSUPPORTED, "install the NVIDIA Container Toolkit"),
 )
 
@@ -166,8 +167,8 @@ class DockerRuntime:
         with _failures():
             # An order to start it may still be on its way: then the container has to stay as it is.
             if not begun.exists():
-                self._write(plan, sandbox, name)
-                self._create(name, settings(plan, sandbox, agent=self._agent, shell=self._shell))
+                shell = self._write(plan, sandbox, name)
+                self._create(name, settings(plan, sandbox, agent=self._agent, shell=shell))
                 records.replace(begun, {"boot_id": shim.boot_id()})
             try:
                 self._engine.ask(lambda client: client.start(name))
@@ -205,14 +206,21 @@ class DockerRuntime:
             remove_container(self._engine, name)
             self._engine.ask(create)
 
-    def _write(self, plan: StepPlan, sandbox: Sandbox, name: str) -> None:
+    def _write(self, plan: StepPlan, sandbox: Sandbox, name: str) -> Path | None:
+        """Write what the container needs, and its record; give the shell, if it is not its own."""
         self.keep_alive(plan.folder)
+        shell = self._shell and plan.folder / "sh"
+        # A copy: an agent that is in a container itself has another /bin than the engine's machine.
+        if self._shell is not None and shell is not None and not shell.exists():
+            records.replace(shell, self._shell.read_bytes())
+            shell.chmod(0o755)
         if plan.stdin is not None:
             _give(stdin_path(plan), plan.stdin, sandbox)
         report = f"{NEW}\n".encode().ljust(REPORT_BYTES)
         _give(report_path(plan.folder, plan.number), report, sandbox)
         record = {"format": 1, "runtime": self.name, "container": name, "argv": plan.argv}
         records.replace(plan.folder / f"step-{plan.number}.json", record)
+        return shell
 
 
 def _give(path: Path, content: bytes, sandbox: Sandbox) -> None:

@@ -21,6 +21,7 @@ warnings.filterwarnings("ignore", message="docker-credential-")
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
+_CONNECTIONS = 100  # each running container has one
 _PING_LIMIT = 5.0  # seconds
 _HINTS = (
     ("permission denied", "let the agent's user into the group docker, and start it again"),
@@ -157,7 +158,7 @@ class DockerEngine:
 
     def _connect(self, version: str, timeout: float) -> Any:
         settings = docker.utils.kwargs_from_env() if "DOCKER_TLS_VERIFY" in os.environ else {}
-        settings |= {"base_url": self.host, "timeout": timeout}
+        settings |= {"base_url": self.host, "timeout": timeout, "max_pool_size": _CONNECTIONS}
         try:
             client = docker.APIClient(version=version, **settings)
         except docker.errors.APIError:

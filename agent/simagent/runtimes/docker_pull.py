@@ -46,6 +46,7 @@ _MEANINGS = (
     ("gzip: invalid", Reason.IMAGE_CORRUPT, "push the image again"),
     ("error processing tar file", Reason.IMAGE_CORRUPT, "push the image again"),
     ("invalid character", Reason.IMAGE_CORRUPT, "is this a registry at all?"),
+    ("permission denied", Reason.RUNTIME_FAILED, "the engine may not do that: see its log"),
     ("toomanyrequests", Reason.IMAGE_PULL, "the registry asks to come back later"),
     ("unauthorized", Reason.IMAGE_DENIED, "log in as the agent's user: docker login"),
     ("denied", Reason.IMAGE_DENIED, "log in as the agent's user: docker login"),
