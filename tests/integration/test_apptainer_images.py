@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from engines.apptainer import Apptainer
 from engines.dockerd import Engine
 from engines.fixtures import TINY
 from engines.registry import PASSWORD, USER, Registry
+from fakes.capsules import NOBODY, as_user
 from fakes.fronts import Front, front
 from fakes.steps import LIMIT, until
 from simagent.domain.images import parse_image
@@ -511,6 +514,26 @@ def test_a_disk_that_is_full(apptainer: Apptainer, tmp_path: Path, pushed: str) 
         assert (error.reason, error.retryable) == (Reason.DISK_FULL, True), str(error)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_agents_of_any_user_make_images(
+    pushed: str, apptainer: Apptainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    folder = Path(tempfile.mkdtemp(prefix="simagent-test-"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+    import docker.auth  # noqa: F401 - what other users may not be able to read
+    import spython.main.base  # noqa: F401
+
+    try:
+        os.chown(folder, *user)
+        images = ApptainerImages("apptainer", folder / "images")
+        image = as_user(user, lambda: ensure(images, pushed))
+        assert os.stat(image.handle).st_uid == user[0]
+        assert is_whole(image, apptainer)
+        assert leftovers(images) == []
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_the_disk_they_will_lie_on_is_known_before(tmp_path: Path) -> None:

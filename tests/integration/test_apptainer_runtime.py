@@ -45,7 +45,7 @@ AGENTS = [pytest.param("root", marks=needs_root), "user"]
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_step_that_works(box: Capsule, agent: str) -> None:
-    code = "echo out; echo err >&2; pwd; id -u; id -g; echo made > file; echo $HOME > /tmp/home"
+    code = "echo out; echo err >&2; pwd; id -u; id -G; echo made > file; echo $HOME > /tmp/home"
     result = run_as(box, agent, "sh", "-c", code)
     assert (box.out, box.err) == (f"out\n{WORKDIR}\n{USER[0]}\n{USER[1]}\n".encode(), b"err\n")
     assert (result.exit_code, result.signal, result.reason) == (0, None, None)

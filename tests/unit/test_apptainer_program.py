@@ -85,6 +85,16 @@ def test_a_shell_that_needs_files_of_the_host_is_none() -> None:
         assert static_shell(("/bin/ls", "/bin/busybox")) == Path("/bin/busybox").resolve()
 
 
+def test_a_device_for_root_alone_is_of_no_use_to_tasks(tmp_path: Path) -> None:
+    device = tmp_path / "fuse"
+    assert not apptainer_program._is_for_all(device)
+    device.touch(mode=0o666)
+    device.chmod(0o666)
+    assert apptainer_program._is_for_all(device)
+    device.chmod(0o400)
+    assert not apptainer_program._is_for_all(device)
+
+
 def test_labels() -> None:
     answer = {"data": {"attributes": {"labels": {"a": "b", "n": 1}}}, "type": "container"}
     assert inspected(answer) == {"a": "b", "n": "1"}

@@ -161,10 +161,20 @@ def _no_userns() -> str:
     return ""
 
 
+def _is_for_all(device: Path) -> bool:
+    """Tell whether it can be used by whoever runs Apptainer, whom root's agent is not."""
+    try:
+        if os.geteuid() == 0:
+            return device.stat().st_mode & 0o006 == 0o006
+        return os.access(device, os.R_OK | os.W_OK)
+    except OSError:
+        return False
+
+
 def _notes() -> list[str]:
     notes = []
     mounter = shutil.which("squashfuse_ll") or shutil.which("squashfuse")
-    if mounter is None or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+    if mounter is None or not _is_for_all(Path("/dev/fuse")):
         notes.append(
             "Apptainer unpacks the image for each step, which takes seconds, and disk: install "
             "squashfuse and fuse3, and let all users use /dev/fuse"
