@@ -124,6 +124,8 @@ def _explain(
 def _report(folder: Path, number: int) -> str:
     try:
         with report_path(folder, number).open("rb") as file:
-            return file.readline(1024).decode(errors="replace").strip() or NEW
+            line = file.readline(1024).decode(errors="replace").strip()
     except OSError:
         return ""
+    # The task may write it, too.
+    return "".join(c if c.isprintable() else "?" for c in line) or NEW
