@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "containers" / "compose.sh"
 STRANGER = 12345
 """Whom the fleet belongs to where the tests are root's: a user that no image knows."""
+CLOSED = not all(folder.stat().st_mode & 0o001 for folder in (ROOT, *ROOT.parents))
+"""Whether that user cannot get to this checkout, as in /root."""
 
 HELLO = """
 inputs: [given.txt]
@@ -63,11 +65,12 @@ class Fleet:
         self.engine = engine
         self.folder = folder / "fleet"
         self.name = folder.name
-        self.user = os.geteuid() or STRANGER
-        # The engine's socket is open to the group of who started it.
-        self._as_user = () if os.geteuid() else ("setpriv", f"--reuid={STRANGER}", "--clear-groups")
-        if not os.geteuid():
-            os.chown(folder, STRANGER, 0)
+        self.user = os.geteuid() or (0 if CLOSED else STRANGER)
+        self._as_user: tuple[str, ...] = ()
+        if self.user != os.geteuid():
+            # The engine's socket is open to the group of who started it, which is kept.
+            self._as_user = ("setpriv", f"--reuid={self.user}", "--clear-groups")
+            os.chown(folder, self.user, -1)
         self.home = folder
         self.env = {
             name: value for name, value in engine.env.items() if not name.startswith("SIMAGENT_")
@@ -192,6 +195,8 @@ def test_a_task_of_the_host_runs_in_the_container(fleet: Fleet) -> None:
 
 
 def test_the_container_can_do_little(fleet: Fleet) -> None:
+    by_itself = fleet.engine.run("run", "--rm", "--network", "none", "simagent/agent", "id", "-un")
+    assert by_itself.stdout == "simagent\n"
     status = fleet.compose("exec", "-T", "agent", "cat", "/proc/self/status")
     assert "CapBnd:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
