@@ -540,12 +540,19 @@ def test_the_disk_they_will_lie_on_is_known_before(tmp_path: Path) -> None:
     assert ApptainerImages("apptainer", tmp_path / "a" / "b").disk() == tmp_path
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to be root's agent")
 def test_the_files_are_for_the_tasks_user_and_nothing_else_is(
     images: ApptainerImages, pushed: str
 ) -> None:
-    image = ensure(images, pushed)
+    images.folder.parent.chmod(0o700)
+    before = os.umask(0o077)
+    try:
+        image = ensure(images, pushed)
+    finally:
+        os.umask(before)
     assert os.stat(image.handle).st_mode & 0o777 == 0o644
     assert os.stat(images.folder).st_mode & 0o777 == 0o711
+    assert os.stat(images.folder.parent).st_mode & 0o777 == 0o711
     assert os.stat(images.folder / "records").st_mode & 0o077 == 0
 
 

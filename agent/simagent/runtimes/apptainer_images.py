@@ -5,6 +5,7 @@ processes heed, in a folder beside it that is gone afterwards.
 """
 
 import os
+import stat
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -280,10 +281,11 @@ class _Fetch:
 
 def _make_way(folder: Path) -> None:
     """Make the folder: the files in it are for the tasks' user, too, whatever the umask."""
-    for each in reversed((folder, *folder.parents)):
-        if not each.exists():
-            each.mkdir(exist_ok=True)
-            each.chmod(0o711)
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (folder, folder.parent):
+        mode = stat.S_IMODE(each.stat().st_mode)
+        if os.geteuid() == 0 and not mode & stat.S_IXOTH:
+            each.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
 
 
 def _is_open(file: Path) -> bool:
