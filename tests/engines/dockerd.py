@@ -41,8 +41,8 @@ def missing() -> str | None:
     for command in ("containerd", "dockerd", "docker"):
         if shutil.which(command, path=_PATH) is None:
             return f"{command} is missing (make engines installs it)"
-    if os.geteuid() and _run(["sudo", "-n", "true"]).returncode:
-        return "a Docker Engine needs root, and sudo asks for a password"
+    if os.geteuid() and (not shutil.which("sudo") or _run(["sudo", "-n", "true"]).returncode):
+        return "machine: a Docker Engine of our own needs root, or sudo without a password"
     return None
 
 
