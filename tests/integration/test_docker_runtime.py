@@ -166,6 +166,17 @@ def test_other_limits(here: Box) -> None:
     assert (here.root / "tmp" / "forks").read_text() != ""
 
 
+def test_cpu_and_memory_are_told_about(here: Box) -> None:
+    code = "x=$(head -c 30000000 /dev/zero | tr '\\0' a); i=0; "
+    code += "while [ $i -lt 400000 ]; do i=$((i + 1)); done; (exec sleep 2.5)"
+    result = here.run(here.plan("sh", "-c", code))
+    assert result.user_seconds > 0.1
+    assert result.max_rss_bytes > 30_000_000
+    again = here.runtime.attach(here.plan("sh"))
+    assert again is not None
+    assert again.wait(0) == result
+
+
 def test_gpus_that_are_not_there_are_named(here: Box) -> None:
     with pytest.raises(RuntimeFailedError, match="NVIDIA Container Toolkit") as caught:
         here.runtime.start(here.plan("true", gpus=1))
@@ -199,7 +210,7 @@ def test_stop_ends_a_container_that_somebody_paused(here: Box) -> None:
 
 
 def test_a_group_gets_the_signal(here: Box) -> None:
-    loop = "trap 'echo got; exit' TERM; echo here; while :; do sleep 0.05; done"
+    loop = "trap 'echo got; wait; exit' TERM; echo here; while :; do sleep 0.05; done"
     step = here.runtime.start(here.plan("sh", "-c", f"({loop}) & {loop}"))
     until(lambda: here.out.count(b"here") == 2)
     step.stop(LIMIT)

@@ -217,4 +217,5 @@ def _meaning(what: str, text: str) -> ImageError:
         if sign in lower:
             retryable = reason in (Reason.IMAGE_PULL, Reason.DISK_FULL) and sign not in _HOPELESS
             return ImageError(reason, f"{what}: {text} ({hint})", retryable=retryable)
-    return ImageError(Reason.IMAGE_PULL, f"{what}: {text}", retryable=True)
+    message = f"{what}: {text} (can the engine reach the registry?)"
+    return ImageError(Reason.IMAGE_PULL, message, retryable=True)

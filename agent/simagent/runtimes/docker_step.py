@@ -22,6 +22,7 @@ from simagent.runtimes.docker_exit import (
     moment,
     read_exit,
 )
+from simagent.runtimes.docker_usage import Usage
 
 _LOOK_EVERY = 0.5
 """Seconds between two looks for an engine that is away."""
@@ -54,6 +55,7 @@ class DockerStep:
         self._boot = boot
         self._watched = watched
         self._exit = exit_
+        self._usage = Usage()
         self._outages: list[tuple[float, float]] = []
         self._lock = threading.Lock()
         self._over = Wake()
@@ -68,9 +70,18 @@ class DockerStep:
 
         None after ``timeout`` seconds (a day at most), or when one of ``wakes`` is ready.
         """
-        if self._exit is None and self._ended(timeout, *wakes):
-            with self._lock:
-                self._exit = self._exit or self._conclude()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._exit is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            due = self._usage.due()
+            ready = self._ready(due if left is None else min(left, due), *wakes)
+            if self._over.fileno() in ready:
+                with self._lock:
+                    self._exit = self._exit or self._conclude()
+            elif ready or left == 0.0:
+                return None
+            elif self._usage.due() == 0.0:
+                self._look_at_usage()
         return self._exit
 
     def stop(self, grace: float) -> None:
@@ -117,7 +128,8 @@ class DockerStep:
         except OSError:
             return []
 
-    def _ended(self, timeout: float | None, *wakes: Waitable) -> bool:
+    def _ready(self, timeout: float, *wakes: Waitable) -> set[int]:
+        """Wait until the step is over or one of ``wakes`` is ready; tell which, by their fds."""
         if not self._over.is_set() and self._watcher is None:
             # A daemon: it is blocked for as long as the container runs, agent or not.
             self._watcher = threading.Thread(
@@ -127,8 +139,12 @@ class DockerStep:
         poller = select.poll()
         for source in (self._over, *wakes):
             poller.register(source.fileno(), select.POLLIN)
-        over = self._over.fileno()
-        return any(fd == over for fd, _ in poller.poll(poll_timeout(timeout)))
+        return {fd for fd, _ in poller.poll(poll_timeout(timeout))}
+
+    def _look_at_usage(self) -> None:
+        tree = self._tree()
+        first = [self._found["State"]["Pid"]] if tree and self._found is not None else []
+        self._usage.look([*first, *(process.pid for process in tree)])
 
     def _watch(self) -> None:
         """Wait for the container's end, whatever the engine goes through meanwhile."""
@@ -192,7 +208,7 @@ class DockerStep:
 
     def _conclude(self) -> StepExit:
         """Tell how it ended; write that down, then remove the container."""
-        exit_ = self._judge()
+        exit_ = self._usage.of(self._judge())
         record = self._plan.folder / f"step-{self._plan.number}.exit"
         try:
             records.replace(record, as_record(exit_))
