@@ -101,7 +101,8 @@ class Lab(Rig):
     def pid(self, task: TaskKeys, step: str = "1.0") -> int:
         """Wait for a step's start and give its process id."""
         ran = self.truth / task.id / step / "ran"
-        return self.until(lambda: int(ran.read_text().split()[0]) if ran.exists() else None)
+        started = self.until(lambda: ran.read_text().split() or None if ran.exists() else None)
+        return int(started[0])
 
     # --- Waiting -------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class Recorder:
         if epochs != sorted(set(epochs)):
             yield f"the attempts are {epochs}"
         for step in task.steps:
-            if step.starts != 1:
+            if step.starts > 1:  # 0 where it was killed before it had noted its start
                 yield f"step {step.number} of epoch {step.epoch} was started {step.starts} times"
             if step.epoch not in epochs:
                 yield f"epoch {step.epoch} ran, and the attempts are {epochs}"
