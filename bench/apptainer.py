@@ -74,8 +74,10 @@ def _steps(folder: Path) -> Result:
         steps.append(time.perf_counter() - began)
         assert ended is not None
         assert ended.exit_code == 0, ended
-        # The box is there by now: the very same container, without the shim.
-        outer = runtime._outer(plan, Box(plan))
+        # The very same container, without the shim.
+        box = Box(plan)
+        box.write()
+        outer = runtime._outer(plan, box)
         user = {} if os.geteuid() else {"user": uid, "group": uid, "extra_groups": []}
         began = time.perf_counter()
         subprocess.run(outer.argv, env=dict(outer.env), check=True, **user)  # type: ignore[call-overload]
