@@ -81,6 +81,20 @@ def test_a_digest_needs_no_registry_once_it_is_here(
     assert images.ensure(ref) == first
 
 
+def test_a_digest_is_the_same_image_wherever_it_is_from(
+    images: DockerImages, docker_engine: Engine, image_registry: Registry, pushed: str
+) -> None:  # fmt: skip
+    other = image_registry.push(docker_engine, "simagent-tiny:1", "other:1")
+    digest = image_registry.digest("other:1")
+    assert digest == image_registry.digest("tiny:1")
+    first = images.ensure(parse_image(pushed))
+    again = images.ensure(parse_image(f"{other}@{digest}"))
+    assert (again.handle, again.digest) == (first.handle, digest)
+    (kept,) = images.kept()
+    assert len(kept.refs) == 2
+    assert images.remove(digest) > 1_000_000, "it is gone, by both names"
+
+
 def test_while_the_registry_is_away_a_tag_is_what_it_last_was(
     images: DockerImages, docker_engine: Engine, tiny_image: str,
     make_registry: Callable[..., Registry],

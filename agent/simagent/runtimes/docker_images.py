@@ -106,8 +106,9 @@ class DockerImages:
         self, ref: ImageRef, wakes: tuple[Waitable, ...], progress: Progress | None
     ) -> tuple[str, str, bool]:
         """Give an image's digest, a name of it, and whether it is new here."""
-        if ref.digest and self._here(self._records.of(ref.digest)):
-            return ref.digest, f"{ref.repository}@{ref.digest}", False
+        same = self._records.of(ref.digest) if ref.digest else None
+        if same is not None and self._here(same):  # perhaps by another name, from elsewhere
+            return same.digest, same.handle, False
         try:
             digest, new = pull(self._engine, ref, *wakes, progress=progress, silence=self._silence)
         except ImageError as error:
