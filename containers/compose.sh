@@ -50,9 +50,12 @@ see_to_base_image() {
 
 wait_for_agent() {
     local id
+    id=$("${compose[@]}" ps --all --quiet agent)
     for ((seconds = 0; seconds < 30; seconds++)); do
-        id=$("${compose[@]}" ps --quiet agent)
-        [ "$(docker inspect --format '{{.State.Health.Status}}' "${id:?}")" != healthy ] || return 0
+        case $(docker inspect --format '{{.State.Health.Status}} {{.RestartCount}}' "$id") in
+        healthy*) return 0 ;;
+        *[3-9]) break ;; # and each time it failed at once
+        esac
         sleep 1
     done
     "${compose[@]}" logs --tail 20 agent >&2

@@ -84,7 +84,10 @@ class Fleet:
         }
 
     def compose(self, *args: str) -> str:
-        return call(*self._as_user, COMPOSE, *args, env=self.env).stdout
+        return self.try_compose(*args, check=True).stdout
+
+    def try_compose(self, *args: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+        return call(*self._as_user, COMPOSE, *args, env=self.env, check=check)
 
     def simagent(self, *args: str | Path, stdin: str = "", check: bool = True) -> str:
         command = Path(sysconfig.get_path("scripts")) / "simagent"
@@ -141,16 +144,24 @@ def agent_image(docker_engine: Engine) -> str:
 
 
 @contextmanager
-def up(engine: Engine, **env: str) -> Iterator[Fleet]:
+def folder_of_a_fleet() -> Iterator[Path]:
     # Not in the folder of pytest, which is closed to other users.
     folder = Path(tempfile.mkdtemp(prefix="simagent-fleet-", dir="/tmp"))
-    made = Fleet(engine, folder, **env)
     try:
-        made.compose("up")
-        yield made
+        yield folder
     finally:
-        made.compose("down")
         shutil.rmtree(folder)
+
+
+@contextmanager
+def up(engine: Engine, **env: str) -> Iterator[Fleet]:
+    with folder_of_a_fleet() as folder:
+        made = Fleet(engine, folder, **env)
+        try:
+            made.compose("up")
+            yield made
+        finally:
+            made.compose("down")
 
 
 @pytest.fixture
@@ -277,6 +288,22 @@ def test_no_command_runs_beside_the_socket(fleet_with_docker: Fleet) -> None:
     task = fleet.submit(WAITS)
     until(lambda: "name an image" in fleet.simagent("show", task))
     assert not (fleet.folder / "runs").exists()
+
+
+def test_an_agent_that_cannot_start_says_why(docker_engine: Engine, agent_image: str) -> None:
+    with folder_of_a_fleet() as folder:
+        fleet = Fleet(docker_engine, folder)
+        obstacle = fleet.folder / "container" / "lock"
+        for path in (fleet.folder, obstacle.parent, obstacle):
+            path.mkdir()
+            os.chown(path, fleet.user, -1)
+        try:
+            done = fleet.try_compose("up")
+        finally:
+            fleet.compose("down")
+    assert done.returncode == 1
+    assert "simagent: /fleet/container/lock: Is a directory\n" in done.stderr
+    assert done.stderr.endswith("the agent does not start: above is its log\n")
 
 
 # --- What is missing ---------------------------------------------------------------------------
