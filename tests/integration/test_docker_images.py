@@ -69,6 +69,16 @@ def test_a_tag_becomes_a_digest(
     assert images.ensure(ref) == image, "the second time it is here"
 
 
+def test_an_image_that_was_built_here_is_asked_for_at_no_registry(
+    engine: Engine, images: DockerImages, tmp_path: Path
+) -> None:
+    variant(engine, "127.0.0.1:1/built/here:1", b"mine")
+    image = images.ensure(parse_image("127.0.0.1:1/built/here:1"))
+    assert image.digest == image.handle
+    assert images.kept() == [], "it is not the agent's to remove"
+    assert failure(images, "127.0.0.1:1/built/here:2").reason is Reason.IMAGE_PULL
+
+
 def test_a_digest_needs_no_registry_once_it_is_here(
     engine: Engine, images: DockerImages, docker_engine: Engine, tiny_image: str,
     make_registry: Callable[..., Registry],

@@ -109,6 +109,9 @@ class DockerImages:
         same = self._records.of(ref.digest) if ref.digest else None
         if same is not None and self._here(same):  # perhaps by another name, from elsewhere
             return same.digest, same.handle, False
+        made = None if ref.digest else self._made_here(ref)
+        if made is not None:
+            return made, ref.pullable, False
         try:
             digest, new = pull(self._engine, ref, *wakes, progress=progress, silence=self._silence)
         except ImageError as error:
@@ -117,6 +120,16 @@ class DockerImages:
                 return last.digest, last.handle, False
             raise
         return digest, f"{ref.repository}@{digest}", new
+
+    def _made_here(self, ref: ImageRef) -> str | None:
+        """Give the id of an image that was built or loaded under this name, and never pulled.
+
+        It is asked for at no registry: whoever owns its name there may be a stranger.
+        """
+        found = self._inspect(ref.pullable)
+        if found is None or found.get("RepoDigests"):
+            return None
+        return str(found["Id"])
 
     def _loaded(
         self, ref: ImageRef, wakes: tuple[Waitable, ...], progress: Progress | None
