@@ -110,11 +110,33 @@ def test_an_image_that_cannot_be_had_ends_the_task(rig: Rig, containers: Contain
     assert containers.runtime.plans == []
 
 
-def test_a_pull_that_failed_is_tried_again(rig: Rig, containers: Containers) -> None:
+def test_a_registry_that_is_away_for_a_while_costs_no_attempt(
+    rig: Rig, containers: Containers
+) -> None:
     away = ImageError(Reason.IMAGE_PULL, "the registry does not answer", retryable=True)
     containers.images.errors += [away, away]
     task = rig.submit(["/bin/true"], image=IMAGE)
     with rig.agent(change=containers.given()):
+        state = rig.finish(task)
+    assert (state.status, state.epoch, state.counters.errors) == ("succeeded", 1, 0)
+
+
+def test_a_kill_ends_the_wait_for_a_registry(rig: Rig, containers: Containers) -> None:
+    away = ImageError(Reason.IMAGE_PULL, "the registry does not answer", retryable=True)
+    containers.images.errors += [away] * 100
+    task = rig.submit(["/bin/true"], image=IMAGE)
+    with rig.agent(change=containers.given()):
+        assert containers.images.asked.wait(20)
+        rig.client.kill(task, by="tester")
+        state = rig.finish(task)
+    assert (state.status, state.epoch) == ("killed", 1)
+
+
+def test_a_pull_that_failed_is_tried_again(rig: Rig, containers: Containers) -> None:
+    away = ImageError(Reason.IMAGE_PULL, "the registry does not answer", retryable=True)
+    containers.images.errors += [away, away]
+    task = rig.submit(["/bin/true"], image=IMAGE)
+    with rig.agent(change=containers.given(pull_patience=0.0)):
         state = rig.finish(task)
     assert (state.status, state.epoch, state.counters.errors) == ("succeeded", 3, 2)
     assert [attempt.reason for attempt in state.attempts] == ["image_pull", "image_pull", None]
@@ -124,7 +146,7 @@ def test_a_pull_that_fails_for_ever_is_given_up(rig: Rig, containers: Containers
     away = ImageError(Reason.IMAGE_PULL, "the registry does not answer", retryable=True)
     containers.images.errors += [away] * 9
     task = rig.submit("true", image=IMAGE, max_attempts=2)
-    with rig.agent(change=containers.given()):
+    with rig.agent(change=containers.given(pull_patience=0.0)):
         state = rig.finish(task)
     assert (state.status, state.reason, state.epoch) == ("error", "image_pull", 2)
 

@@ -50,6 +50,8 @@ class Settings:
     task_user: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
     """Whom containers run as: user and group number."""
     allow_root_images: bool = False
+    pull_patience: float = 300.0
+    """Time in which an image that cannot be had just now is asked for again."""
     marks: ImageMarks = field(default_factory=ImageMarks)
     prefetch: tuple[str, ...] = ()
     """Images that are to be here before a task asks for them, and stay."""

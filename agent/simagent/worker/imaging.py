@@ -3,10 +3,12 @@
 import structlog
 
 from simagent.domain.events import Event
+from simagent.domain.images import ImageRef
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.ports.clock import Clock
 from simagent.ports.images import Image, ImageError, PullInterruptedError
+from simagent.ports.retry import InterruptedRetryError, retrying
 from simagent.telemetry.timeline import Timeline
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
@@ -23,21 +25,21 @@ def fetch_image(
 ) -> None:
     """Fetch the image of a task unless it is here already.
 
-    Returns early when the task has to end. Raises `ImageError`, and `Interrupted` where an order
-    came.
+    What may pass is tried again for `pull_patience`. Returns early when the task has to end. Raises
+    `ImageError`, and `Interrupted` where an order came.
     """
     ref = spec.image_ref
     if ref is None or journal.entry.image is not None:
         return
-    images = ctx.images[journal.entry.runtime]
-    progress = _Progress(ctx.clock, journal.entry.task, str(ref))
+    progress = _Progress(ctx.clock, journal.entry.task, ref)
+    deadline = ctx.clock.now() + ctx.settings.pull_patience
     while not orders.to_end:
         orders.check()
         try:
             with timeline.measure("pull") as pull:
-                image = images.ensure(ref, orders.wake, progress=progress)
+                image = _ensure(ctx, journal, orders, progress=progress, deadline=deadline)
                 pull.bytes = progress.done
-        except PullInterruptedError:
+        except (PullInterruptedError, InterruptedRetryError):
             orders.wake.clear()
             continue
         user = _user_of(ctx, image)
@@ -52,6 +54,41 @@ def fetch_image(
             bytes=progress.done,
         )
         return
+
+
+def _ensure(
+    ctx: Context, journal: Journal, orders: Orders, *, progress: "_Progress", deadline: float
+) -> Image:
+    images = ctx.images[journal.entry.runtime]
+
+    def ensure() -> Image:
+        try:
+            return images.ensure(progress.ref, orders.wake, progress=progress)
+        except ImageError as error:
+            raise _PassingError(error) if error.retryable else error from None
+
+    def tell(error: BaseException, seconds: float) -> None:
+        task = journal.entry.task
+        log.warning("image not there yet", task=task, error=str(error), again_in=round(seconds, 1))
+
+    try:
+        return retrying(
+            ensure,
+            clock=ctx.clock,
+            wake=orders.wake,
+            on=(_PassingError,),
+            deadline=deadline,
+            first=1.0,
+            log=tell,
+        )
+    except _PassingError as passing:
+        raise passing.error from None
+
+
+class _PassingError(Exception):
+    def __init__(self, error: ImageError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _user_of(ctx: Context, image: Image) -> tuple[int, int]:
@@ -69,11 +106,11 @@ def _user_of(ctx: Context, image: Image) -> tuple[int, int]:
 class _Progress:
     """Notes how far a pull is, and tells the agent's log now and then."""
 
-    def __init__(self, clock: Clock, task: str, image: str) -> None:
+    def __init__(self, clock: Clock, task: str, ref: ImageRef) -> None:
+        self.ref = ref
         self.done = 0
         self._clock = clock
         self._task = task
-        self._image = image
         self._told = clock.now()
 
     def __call__(self, done: int, total: int | None) -> None:
@@ -81,4 +118,4 @@ class _Progress:
         if self._clock.now() - self._told < _TELL_EVERY:
             return
         self._told = self._clock.now()
-        log.info(Event.IMAGE_PULLING, task=self._task, image=self._image, bytes=done, of=total)
+        log.info(Event.IMAGE_PULLING, task=self._task, image=str(self.ref), bytes=done, of=total)
