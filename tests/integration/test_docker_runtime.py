@@ -489,6 +489,24 @@ def test_an_engine_that_is_frozen_is_not_waited_for(apart: Box) -> None:
     assert finish(apart, step).exit_code == 9
 
 
+def test_a_frozen_engine_hardly_holds_up_whoever_asks_often(apart: Box) -> None:
+    plan = apart.plan("sh", "-c", WAIT_FOR_GO)
+    step = apart.runtime.start(plan)
+    apart.engine.freeze()
+    try:
+        began = time.monotonic()
+        fresh = DockerRuntime(DockerEngine(apart.engine.host), False, "me")
+        for _ in range(100):  # a sweep asks for each task
+            assert "does not answer" in (fresh.trouble() or "")
+        with pytest.raises(RuntimeFailedError, match="does not answer"):
+            apart.runtime.attach(plan)
+        assert time.monotonic() - began < 20, "systemd's watchdog waits 30 s for the main loop"
+    finally:
+        apart.engine.thaw()
+    (apart.artifacts / "go").touch()
+    assert finish(apart, step).exit_code == 9
+
+
 def test_a_start_whose_answer_is_lost(apart: Box) -> None:
     plan = apart.plan("sh", "-c", "echo once; sleep 0.5; exit 4")
     engine = DockerEngine(apart.engine.host)

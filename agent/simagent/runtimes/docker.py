@@ -41,6 +41,8 @@ from simagent.runtimes.docker_step import DockerStep, exit_read, remove_containe
 _BUSYBOX = Path("/bin/busybox")
 _AWAY_LIMIT = 30.0  # seconds
 _LOOK_EVERY = 0.2
+_BAD_FOR = 4.0
+"""A trouble counts on for so many times as long as it took to find: callers have other work."""
 
 # What an engine's error tells by its words alone.
 _MEANINGS = (
@@ -73,10 +75,17 @@ class DockerRuntime:
         self._allow_root = allow_root_images
         self._agent = agent
         self._shell = static_shell(busybox)
+        self._trouble: str | None = None
+        self._bad_until = 0.0
 
     def trouble(self) -> str | None:
         """Tell why no step can be started now, None where one can; never raises."""
-        return self._engine.trouble()
+        began = time.monotonic()
+        if self._trouble is None or began >= self._bad_until:
+            self._trouble = self._engine.trouble()
+            found = time.monotonic()
+            self._bad_until = found + _BAD_FOR * (found - began)
+        return self._trouble
 
     def about(self) -> list[str]:
         """Tell which engine it is, and what of it could work better."""
@@ -131,6 +140,8 @@ class DockerRuntime:
             begun = records.read(plan, "begun")
             if begun is None:
                 return None
+            if (trouble := self._engine.trouble()) is not None:  # told sooner than by `find`
+                raise RuntimeFailedError(Reason.RUNTIME_FAILED, trouble)
             with _failures():
                 found = self._engine.find(record["container"])
             if found is not None and not ran(found["State"]):

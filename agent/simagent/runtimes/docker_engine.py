@@ -153,7 +153,9 @@ class DockerEngine:
         with self._lock:
             if self._client is None:
                 # Its version is asked for: one that is too old is refused by new engines.
-                self._client = self._connect("auto", self._timeout)
+                client = self._connect("auto", min(_PING_LIMIT, self._timeout))
+                client.timeout = self._timeout
+                self._client = client
             return self._client
 
     def _connect(self, version: str, timeout: float) -> Any:
