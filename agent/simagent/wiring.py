@@ -120,16 +120,16 @@ def open_runtimes(
     return runtimes
 
 
-def open_images(config: Config) -> dict[str, Images]:
-    """Make the image caches of the container runtimes that are here, by name."""
+def open_images(config: Config, *, every: bool = False) -> dict[str, Images]:
+    """Make the image caches of the container runtimes that are here, or of ``every``, by name."""
     found: dict[str, Images] = {}
     folder = config.state_dir.absolute() / "images"
-    if _has_docker(config):
+    if every or _has_docker(config):
         from simagent.runtimes.docker_engine import DockerEngine
         from simagent.runtimes.docker_images import DockerImages
 
         found["docker"] = DockerImages(DockerEngine(config.docker_host), folder / "docker")
-    if _has_apptainer(config):
+    if every or _has_apptainer(config):
         from simagent.runtimes.apptainer_images import ApptainerImages
 
         found["apptainer"] = ApptainerImages(
@@ -140,6 +140,12 @@ def open_images(config: Config) -> dict[str, Images]:
             sif_cache=config.sif_cache,
         )
     return found
+
+
+def _containers(config: Config) -> tuple[str, ...]:
+    """Name the runtimes that new tasks may have."""
+    here = {"docker": _has_docker, "apptainer": _has_apptainer}
+    return tuple(name for name in config.runtimes if here[name](config))
 
 
 def _has_docker(config: Config) -> bool:
@@ -200,7 +206,7 @@ def open_context(config: Config) -> "Context":
         min_free=config.min_free,
         task_user=task_user(config.task_uid),
         allow_root_images=config.allow_root_images,
-        containers=config.runtimes,
+        containers=_containers(config),
         prefetch=config.prefetch,
         marks=ImageMarks(high=config.images_high / 100, low=config.images_low / 100),
     )
@@ -215,7 +221,7 @@ def open_context(config: Config) -> "Context":
         identity=replace(identity, machine={**identity.machine, **limits}),
         journals=journals,
         runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
-        images=open_images(config),
+        images=open_images(config, every=existing),
         launcher=open_launcher(config),
         settings=settings,
     )

@@ -17,10 +17,11 @@ from simagent.domain.state import Lease, State, Status
 from simagent.ports.clock import SystemClock, Wake
 from simagent.wiring import open_context
 from simagent.worker.attempt import AttemptRun
+from simagent.worker.choice import NoRuntimeError, choose
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journals
 from simagent.worker.orders import Detached, Orders
-from simagent.worker.recovery import recover
+from simagent.worker.recovery import recover, stop_leftovers
 from simagent.worker.steps import StepLostError, StepRunner
 from simagent.worker.threads import Threads
 
@@ -102,6 +103,22 @@ def test_a_reboot_while_inputs_were_laid_costs_nothing_later(rig: Rig) -> None:
     later = replace(ctx, identity=replace(ctx.identity, boot_id="a later one"))
     with pytest.raises(StepLostError, match="rebooted"):
         run(later)
+
+
+def test_an_engine_that_is_gone_runs_nothing_new_but_is_looked_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMAGENT_RUNTIMES", "[]")
+    left_running(rig)
+    ctx = open_context(rig.config())
+    assert {"docker", "apptainer"} <= ctx.runtimes.keys()
+    assert {"docker", "apptainer"} <= ctx.images.keys(), "its image may not be fetched yet"
+    spec = Spec(commands=("true",), image="debian")
+    with pytest.raises(NoRuntimeError) as caught:
+        choose(spec, ctx.runtimes, preferred=ctx.settings.containers)
+    assert caught.value.lasting
+    (journal,) = ctx.journals.all()
+    stop_leftovers(ctx, journal.folder)
 
 
 def test_a_lease_lost_before_the_steps_are_looked_at_ends_them(rig: Rig) -> None:

@@ -77,6 +77,16 @@ def test_what_may_be_otherwise_in_a_minute_passes(
     assert not found.lasting
 
 
+@pytest.mark.parametrize("runtime", ["docker", "auto"])
+def test_what_only_looks_after_earlier_tasks_runs_no_new_ones(tmp_path: Path, runtime: str) -> None:
+    there = {"docker": FakeContainers(), "apptainer": FakeContainers("apptainer")}
+    found = refused(tmp_path, IMAGE | {"runtime": runtime}, runtimes=there, preferred=())
+    assert found is not None
+    assert found.lasting
+    sif = {"image": "file:///x.sif"}
+    assert refused(tmp_path, sif, runtimes=there, preferred=("docker",)) is not None
+
+
 def test_a_disk_that_is_full_just_now_passes(tmp_path: Path) -> None:
     disk = psutil.disk_usage(str(tmp_path))
     found = refused(tmp_path, {"resources": {"disk": disk.total}})

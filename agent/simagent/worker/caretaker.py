@@ -123,7 +123,8 @@ class Caretaker:
     def _fetch(self, ref: ImageRef, stop: Wake) -> bool:
         """Fetch an image that shall be here; tell whether that is settled."""
         try:
-            name = choose_for(ref, self._runtimes, self._containers)
+            there = {n: r for n, r in self._runtimes.items() if n in self._containers}
+            name = choose_for(ref, there, self._containers)
             image = self._images[name].ensure(ref, stop, pin=True)
         except PullInterruptedError:
             return False

@@ -43,7 +43,10 @@ def choose(
     allow_process: bool = True,
     preferred: Sequence[str] = CONTAINERS,
 ) -> str:
-    """Name the runtime that is to run a task. Raises `NoRuntimeError`."""
+    """Name the runtime that is to run a task, of images the first of ``preferred`` that can.
+
+    Others of the ``runtimes`` are there for what runs already. Raises `NoRuntimeError`.
+    """
     ref = spec.image_ref
     if ref is None:
         if not allow_process:
@@ -53,11 +56,13 @@ def choose(
                 lasting=True,
             )
         return "process"
-    return choose_for(ref, runtimes, preferred if spec.runtime == "auto" else (spec.runtime,))
+    there = {name: runtimes[name] for name in preferred if name in runtimes}
+    return choose_for(ref, there, preferred if spec.runtime == "auto" else (spec.runtime,))
 
 
 def choose_for(ref: ImageRef, runtimes: Mapping[str, Runtime], wanted: Sequence[str]) -> str:
     """Name the first of the ``wanted`` runtimes that can run an image. Raises `NoRuntimeError`."""
+    wanted = wanted or CONTAINERS
     if ref.kind in _APPTAINER_ONLY:
         wanted = [name for name in wanted if name == "apptainer"] or ["apptainer"]
     troubles = []

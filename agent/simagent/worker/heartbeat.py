@@ -61,9 +61,10 @@ class Heart:
             log.debug("heartbeat not removed", key=key, error=str(error))
 
     def _runtimes(self) -> tuple[str, ...]:
-        allowed = self._ctx.settings.allow_process
+        settings = self._ctx.settings
+        allowed = (*(("process",) if settings.allow_process else ()), *settings.containers)
         return tuple(
             name
             for name, runtime in self._ctx.runtimes.items()
-            if (allowed or name != "process") and runtime.trouble() is None
+            if name in allowed and runtime.trouble() is None
         )
