@@ -177,6 +177,12 @@ def test_a_pinned_image_stays(images: DockerImages, pushed: str) -> None:
     assert [kept.pinned for kept in images.kept()] == [False]
 
 
+def test_a_pinned_image_is_removed_by_who_names_it(images: DockerImages, pushed: str) -> None:
+    image = images.ensure(parse_image(pushed), pin=True)
+    assert images.remove(image.digest) > 0
+    assert images.kept() == []
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("tiny:none", Reason.IMAGE_NOT_FOUND), ("none:1", Reason.IMAGE_NOT_FOUND)],

@@ -90,7 +90,7 @@ class DockerImages:
     def remove(self, digest: str) -> int:
         """Remove an image unless a container uses it; tell how many bytes were freed, about."""
         record = self._records.of(digest)
-        if record is None or not record.ours or record.pinned:
+        if record is None or not record.ours:
             return 0
         now = Wake()
         now.set()
