@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simagent.domain.images import ImageRef
+from simagent.domain.reasons import Reason
 from simagent.ports.clock import SystemClock, Waitable
 from simagent.ports.images import Image, ImageError, KeptImage, Progress, PullInterruptedError
-from simagent.ports.runtime import Step, StepPlan
+from simagent.ports.runtime import RuntimeFailedError, Step, StepPlan
 from simagent.runtimes.process import ProcessRuntime
 
 DIGEST = "sha256:" + "ab" * 32
@@ -61,6 +62,11 @@ class FakeContainers:
     def __init__(self, name: str = "docker") -> None:
         self.name = name
         self.broken: str | None = None
+        self.away = threading.Event()
+        """Whether it cannot tell what runs."""
+        self.asked_in_vain = threading.Event()
+        self.loses_answers = False
+        """Whether it goes away before it says that it has started something."""
         self.plans: list[StepPlan] = []
         self._host = ProcessRuntime()
 
@@ -72,9 +78,15 @@ class FakeContainers:
 
     def start(self, plan: StepPlan) -> Step:
         self.plans.append(plan)
-        return self._host.start(self._on_host(plan))
+        step = self._host.start(self._on_host(plan))
+        if self.loses_answers:
+            raise RuntimeFailedError(Reason.RUNTIME_FAILED, "the engine went away")
+        return step
 
     def attach(self, plan: StepPlan) -> Step | None:
+        if self.away.is_set():
+            self.asked_in_vain.set()
+            raise RuntimeFailedError(Reason.RUNTIME_FAILED, "the engine does not answer")
         return self._host.attach(self._on_host(plan) if plan.sandbox else plan)
 
     def keep_alive(self, folder: Path) -> None:

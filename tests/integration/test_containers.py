@@ -189,6 +189,41 @@ def test_the_next_agent_attaches_to_a_step_in_a_container(rig: Rig, containers: 
     assert len(rig.log(task).splitlines()) == 2
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["ends", "killed"])
+def test_the_next_agent_waits_for_an_engine_that_is_away(
+    rig: Rig, containers: Containers, killed: bool
+) -> None:
+    task = rig.submit(sh("echo; while [ ! -e end ]; do /bin/sleep 0.05; done"), image=IMAGE)
+    with rig.agent(change=containers.given()) as agent:
+        rig.until(lambda: rig.log(task) or None)
+        agent.interrupt(Detached("the agent stops"))
+    containers.runtime.away.set()
+    with rig.agent(change=containers.given(look_every=0.1)):
+        rig.until(containers.runtime.asked_in_vain.is_set)
+        if killed:
+            rig.client.kill(task, by="tester")
+        else:
+            (folder,) = (rig.folder / "state" / "attempts").glob("*/work/output/artifacts")
+            (folder / "end").touch()
+        containers.runtime.asked_in_vain.clear()
+        rig.until(lambda: containers.runtime.asked_in_vain.is_set() or rig.ended(task))
+        containers.runtime.away.clear()
+        state = rig.finish(task)
+    assert (state.status, state.epoch) == ("killed" if killed else "succeeded", 1)
+    assert len(containers.runtime.plans) == 1
+
+
+def test_a_step_whose_engine_went_away_before_it_told_of_its_start_is_found(
+    rig: Rig, containers: Containers
+) -> None:
+    containers.runtime.loses_answers = True
+    task = rig.submit(sh("echo once"), image=IMAGE)
+    with rig.agent(change=containers.given()):
+        state = rig.finish(task)
+    assert (state.status, state.epoch) == ("succeeded", 1)
+    assert rig.log(task) == b"once\n"
+
+
 def test_a_task_that_nothing_here_can_run_is_left_to_others(
     rig: Rig, containers: Containers
 ) -> None:

@@ -29,6 +29,7 @@ from simagent.worker.plans import plan_step
 _STOP_MARGIN = 15.0
 _LAST_WORDS = 1 << 16
 _HASTY_GRACE = 5.0
+_LOOK_AGAIN = 1.0
 _LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 
 log = structlog.get_logger()
@@ -95,12 +96,12 @@ class StepRunner:
         try:
             plan = plan_step(self._ctx, self._spec, self._journal, number)
             # What already runs has to be ended, whatever orders have come: only then look at them.
-            step = self._runtime.attach(plan)
+            step = self._find(plan)
             if step is None:
                 ending = self._before()
                 if ending is not None:
                     return ending
-                step = self._runtime.start(plan)
+                step = self._start(plan)
         except LaunchError as error:
             return Ending(Status.FAILED, Reason.MPI_UNAVAILABLE, f"commands[{number}]: {error}")
         except RuntimeFailedError as error:
@@ -122,6 +123,40 @@ class StepRunner:
             seconds=round(exit_.seconds, 3),
         )
         return self._judge(number, plan, exit_)
+
+    def _find(self, plan: StepPlan) -> Step | None:
+        """Find a step that was started before, waiting while its engine does not tell.
+
+        Given back meanwhile, it would run twice. Raises `RuntimeFailedError`, and `Interrupted`.
+        """
+        waits = False
+        while True:
+            try:
+                step = self._runtime.attach(plan)
+            except RuntimeFailedError as error:
+                if error.reason is not Reason.RUNTIME_FAILED:
+                    raise
+                if not waits:
+                    task = self._journal.entry.task
+                    log.warning("not known whether the step runs", task=task, error=str(error))
+                waits = True
+                self._orders.wake.clear()
+                self._orders.check()
+                self._ctx.clock.wait(_LOOK_AGAIN, self._orders.wake)
+            else:
+                if waits:
+                    self._orders.wake.set()  # for orders that came meanwhile
+                return step
+
+    def _start(self, plan: StepPlan) -> Step:
+        """Start a step. Raises `RuntimeFailedError` where it does not run, and `Interrupted`."""
+        try:
+            return self._runtime.start(plan)
+        except RuntimeFailedError as error:
+            step = self._find(plan) if error.reason is Reason.RUNTIME_FAILED else None
+            if step is None:
+                raise
+            return step  # the engine did it, and went away before it said so
 
     def _before(self) -> Ending | None:
         self._orders.check()
