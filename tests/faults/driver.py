@@ -3,7 +3,8 @@
     python driver.py JSON
 
 The product's code runs as it is. What is wrapped are its ports, its journals and, by an audit
-hook of the interpreter, what it does to the names of files. A point is called after what happens
+hook of the interpreter, what it does to the names of files, asks of servers by HTTP (such as a
+Docker Engine), and lets Apptainer do. A point is called after what happens
 there, as in ``store.put state.json:running before``; ids and numbers are left out of the names, so
 that the points of two runs have the same.
 """
@@ -26,8 +27,10 @@ from typing import Any, BinaryIO
 from fakes.faults import CUT, DROP, LOST_ANSWER, UNAVAILABLE, Fault, Faults, FaultyStore, delay
 from simagent.cli.agentlog import to_stderr
 from simagent.config import load_config
+from simagent.domain.images import ImageRef
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock, Waitable
+from simagent.ports.images import Image, Images, KeptImage, Progress
 from simagent.ports.queue import Message, Queue, QueueUnavailableError
 from simagent.ports.runtime import Runtime, Step, StepPlan
 from simagent.ports.store import Blob, Body, Entry, Store, StoreUnavailableError
@@ -40,6 +43,7 @@ from simagent.worker.loop import Agent
 from simagent.worker.orders import Detached
 
 _FILE_EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,7 @@ def kind(key: str) -> str:
     key = re.sub(r"\b[0-9A-HJKMNP-TV-Z]{26}\b", "ID", key)
     key = re.sub(r"[0-9a-f]{32}", "H", key)
     key = re.sub(r"\.[0-9a-f]{8}\.part", ".H.part", key)
+    key = re.sub(r"[0-9a-f]{24}-(?=\d)", "H-", key)
     return re.sub(r"\d+", "N", key)
 
 
@@ -227,6 +232,33 @@ class PointedRuntime:
         return self._inner.reap(known)
 
 
+class PointedImages:
+    """An image cache that passes points."""
+
+    def __init__(self, inner: Images, points: Points) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._points = points
+
+    def ensure(
+        self, ref: ImageRef, *wakes: Waitable, progress: Progress | None = None, pin: bool = False
+    ) -> Image:
+        with self._points.around("images.ensure"):
+            return self._inner.ensure(ref, *wakes, progress=progress, pin=pin)
+
+    def disk(self) -> Path | None:
+        return self._inner.disk()
+
+    def kept(self) -> list[KeptImage]:
+        return self._inner.kept()
+
+    def remove(self, digest: str) -> int:
+        return self._inner.remove(digest)
+
+    def unpin(self, digest: str) -> None:
+        self._inner.unpin(digest)
+
+
 class PointedJournals(Journals):
     """Journals that pass points."""
 
@@ -287,6 +319,24 @@ def point_at_files(folder: Path, points: Points) -> None:
     sys.addaudithook(hook)
 
 
+def point_at_engines(points: Points) -> None:
+    """Pass a point before each request by HTTP, and before each start of Apptainer."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "http.client.send" and isinstance(arguments[1], bytes):
+            method, _, rest = arguments[1][:500].decode(errors="replace").partition(" ")
+            if method in _METHODS:
+                path = re.sub(r"\?.*", "", rest.partition(" ")[0])
+                points.reach(f"http {method} {kind(path)} before")
+        elif event == "subprocess.Popen":
+            argv = [os.fsdecode(word) for word in arguments[1]]
+            if Path(argv[0]).name == "apptainer":
+                named = [word for word in argv[1:] if not word.startswith("-")]
+                points.reach(f"run apptainer {named[0] if named else argv[1]} before")
+
+    sys.addaudithook(hook)
+
+
 def trouble(options: Options) -> Faults:
     """Make the faults of a bad network: some calls dropped, lost, cut or slow, by chance."""
     dice = random.Random(options.seed)
@@ -312,6 +362,9 @@ def hurt(ctx: Context, options: Options, points: Points, state_dir: Path) -> Con
     runtimes: Mapping[str, Runtime] = {
         name: PointedRuntime(runtime, points) for name, runtime in ctx.runtimes.items()
     }
+    images: Mapping[str, Images] = {
+        name: PointedImages(each, points) for name, each in ctx.images.items()
+    }
     return replace(
         ctx,
         ledger=ledger(ctx.ledger.store),
@@ -320,6 +373,7 @@ def hurt(ctx: Context, options: Options, points: Points, state_dir: Path) -> Con
         clock=ShiftedClock(options.wall),
         journals=PointedJournals(state_dir, points),
         runtimes=runtimes,
+        images=images,
         settings=replace(ctx.settings, look_every=options.look_every),
     )
 
@@ -335,6 +389,7 @@ def main() -> None:
         ctx = hurt(open_context(config), options, points, config.state_dir)
         if options.files:
             point_at_files(config.state_dir.parent, points)
+            point_at_engines(points)
         agent = Agent(ctx, slots=options.slots)
         order = Detached("the agent was told to stop")
         signal.signal(signal.SIGTERM, lambda *_: agent.interrupt(order))

@@ -2,8 +2,8 @@
 
     python -I -S payload.py TRUTH STEP MODE [NUMBER]
 
-TRUTH is a folder outside of the task's. What is written there, for each start of a step, under
-``<task>/<epoch>.<step>/``:
+TRUTH is a folder outside of the task's, or where that cannot be seen ``tcp:PORT``, where truth.py
+writes to it. What is written there, for each start of a step, under ``<task>/<epoch>.<step>/``:
 
 ``ran``       a line for every start: the process id
 ``stdout``    ``<size> <sha256>`` of what the step has written to the stream so far
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,14 +30,13 @@ PIECE = 2**20
 class Account:
     """The ground truth of one start of a step."""
 
-    def __init__(self, truth: Path, step: str) -> None:
+    def __init__(self, truth: "Truth", step: str) -> None:
         task, epoch = os.environ["SIMAGENT_TASK_ID"], os.environ["SIMAGENT_EPOCH"]
-        self._folder = truth / task / f"{epoch}.{step}"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._truth = truth
+        self._folder = f"{task}/{epoch}.{step}"
         self._said = {1: (0, hashlib.sha256()), 2: (0, hashlib.sha256())}
         self._files: dict[str, tuple[int, str]] = {}
-        with (self._folder / "ran").open("a") as file:
-            file.write(f"{os.getpid()}\n")
+        truth.add(f"{self._folder}/ran", f"{os.getpid()}\n")
 
     def say(self, stream: int, data: bytes) -> None:
         """Write to a stream, and to the account once the bytes are out."""
@@ -47,7 +47,7 @@ class Account:
         digest.update(data)
         self._said[stream] = (size + len(data), digest)
         name = {1: "stdout", 2: "stderr"}[stream]
-        self._replace(name, f"{size + len(data)} {digest.hexdigest()}")
+        self._truth.replace(f"{self._folder}/{name}", f"{size + len(data)} {digest.hexdigest()}")
 
     def make(self, path: str, data: bytes) -> None:
         """Write an output file."""
@@ -57,12 +57,68 @@ class Account:
 
     def done(self) -> None:
         """Note that all of it was done."""
-        self._replace("done", json.dumps(self._files))
+        self._truth.replace(f"{self._folder}/done", json.dumps(self._files))
 
-    def _replace(self, name: str, text: str) -> None:
-        part = self._folder / f".{name}"
+    def goes(self) -> bool:
+        """Tell whether what waits may end."""
+        return self._truth.has("go")
+
+
+class Truth:
+    """Where the account is kept: a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def add(self, name: str, text: str) -> None:
+        """Append to a file."""
+        path = self._root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(text)
+
+    def replace(self, name: str, text: str) -> None:
+        """Write a file anew, whole or not at all."""
+        path = self._root / name
+        part = path.with_name(f".{path.name}")
         part.write_text(text)
-        part.replace(self._folder / name)
+        part.replace(path)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+        return (self._root / name).exists()
+
+
+class DistantTruth(Truth):
+    """A folder that somebody else writes to, for programs that cannot see it."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = socket.socket()
+        self._connection.connect(("127.0.0.1", port))
+        self._answers = self._connection.makefile("rb")
+
+    def add(self, name: str, text: str) -> None:
+        """Append to a file."""
+        self._ask("add", name, text)
+
+    def replace(self, name: str, text: str) -> None:
+        """Write a file anew, whole or not at all."""
+        self._ask("replace", name, text)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+        return self._ask("has", name)
+
+    def _ask(self, *call: str) -> bool:
+        """Return once it is done, as nothing may be done that the account does not tell of."""
+        self._connection.sendall(json.dumps(call).encode() + b"\n")
+        return bool(json.loads(self._answers.readline()))
+
+
+def open_truth(where: str) -> Truth:
+    """Open the account by its name on the command line."""
+    kind, _, port = where.partition(":")
+    return DistantTruth(int(port)) if kind == "tcp" else Truth(Path(where))
 
 
 def known(account: Account, number: float) -> None:
@@ -90,10 +146,9 @@ def tick(account: Account, number: float) -> None:
 
 def until(account: Account, number: float) -> None:
     """Print lines until the file ``go`` of the truth is there, ``number`` seconds at most."""
-    go = Path(sys.argv[1]) / "go"
     end = time.monotonic() + number
     count = 0
-    while not go.exists() and time.monotonic() < end:
+    while not account.goes() and time.monotonic() < end:
         account.say(1, b"tick %d\n" % count)
         count += 1
         time.sleep(0.02)
@@ -193,7 +248,7 @@ MODES: dict[str, Callable[[Account, float], None]] = {
 def main() -> None:
     """Do as the arguments say."""
     truth, step, mode, *number = sys.argv[1:]
-    account = Account(Path(truth), step)
+    account = Account(open_truth(truth), step)
     MODES[mode](account, float(number[0]) if number else 1.0)
     account.done()
 

@@ -4,14 +4,17 @@
 
 RUN is a folder with ``store/``, ``queue.db``, the agents' state folders beside them, ``truth/``
 (see payload.py) and ``accepted`` (the ids of the tasks whose submission succeeded, one a line).
+Where tasks run in containers of a Docker Engine, the path of its socket is in ``engine``.
 With ``--calm`` no attempt may have been lost or repeated: all faults were such that none has to.
 Prints what it finds; the exit code is 1 if that is anything.
 """
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
+import socket
 import sqlite3
 import sys
 import threading
@@ -232,6 +235,8 @@ class Recorder:
     def _left_behind(self) -> Iterator[str]:
         for pid, what in self.processes():
             yield f"process {pid} is left: {what}"
+        for name, what in self.containers():
+            yield f"container {name} is left: {what}"
         for marker in self._run.glob("store/open/*/*"):
             yield f"a marker is left: {marker.name}"
         for folder in self._run.glob("*/attempts/*"):
@@ -266,6 +271,21 @@ class Recorder:
                 shim = b"/shim" in line and bytes(self._run) in line
                 if shim or environ.get(b"SIMAGENT_TASK_ID") in ids:
                     yield int(folder.name), line.replace(b"\0", b" ").decode(errors="replace")
+
+    def containers(self) -> Iterator[tuple[str, str]]:
+        """List the containers that there are of the tasks, whether they run or not."""
+        engine = self._run / "engine"
+        if not engine.exists():
+            return
+        ids = {path.name for path in self._run.glob("store/p/*/tasks/*")}
+        try:
+            found = _all_containers(engine.read_text())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            yield "?", f"the engine does not tell: {error}"
+            return
+        for container in found:
+            if container["Labels"].get("simagent.task") in ids:
+                yield container["Id"], container["Status"]
 
 
 class Watch:
@@ -317,6 +337,16 @@ def _reachable(status: str) -> set[str]:
         reached |= new
         todo += new
     return reached
+
+
+def _all_containers(path: str) -> Any:
+    """Ask a Docker Engine for its containers."""
+    connection = http.client.HTTPConnection("localhost")
+    with socket.socket(socket.AF_UNIX) as connection.sock:
+        connection.sock.settimeout(20)
+        connection.sock.connect(path)
+        connection.request("GET", "/containers/json?all=1")
+        return json.load(connection.getresponse())
 
 
 def _log(task: Task, stream: str) -> Iterator[str]:

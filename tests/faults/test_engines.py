@@ -140,11 +140,11 @@ def test_an_agent_that_restarts_while_the_store_is_down_keeps_its_simulation(lab
 
 
 @contextmanager
-def small_disk(path: Path) -> Iterator[None]:
+def small_disk(path: Path, size: str = "24m") -> Iterator[None]:
     """Mount a file system of a few MiB and a few hundred inodes, for agents that keep few free."""
     path.mkdir(exist_ok=True)
     os.environ["SIMAGENT_MIN_FREE"] = "2MiB"
-    options = "size=24m,nr_inodes=400,mode=755"
+    options = f"size={size},nr_inodes=400,mode=755"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
     try:
         yield
