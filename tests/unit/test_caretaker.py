@@ -1,8 +1,10 @@
 """The order that an agent keeps among images and containers, and what it never touches."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -75,7 +77,7 @@ class Fixture:
         self.runtime = Reaped()
         self.stop = Wake()
 
-    def caretaker(self, *prefetch: str, high: float = 0.85) -> Caretaker:
+    def caretaker(self, *prefetch: str, high: float = 0.85, **changes: Any) -> Caretaker:
         return Caretaker(
             clock=self.clock,
             journals=self.journals,
@@ -85,6 +87,7 @@ class Fixture:
             prefetch=prefetch,
             containers=("docker", "apptainer"),
             used=lambda _: 0.5 + len(self.images.names) / 10,
+            **changes,
         )
 
     def attempt(self, name: str, journal: str = "{}") -> Path:
@@ -127,6 +130,29 @@ def test_what_was_just_used_stays(it: Fixture) -> None:
     it.images.used = it.clock.wall() - FRESH / 2
     it.caretaker().look(it.stop)
     assert it.images.names == list("abcde")
+
+
+def test_images_make_room_where_no_task_is_taken_for_lack_of_it(it: Fixture) -> None:
+    """On a small disk, or with much to be kept free, that is long before the high mark."""
+    caretaker = it.caretaker(high=1.0, min_free=30, free=lambda _: 60 - SIZE * len(it.images.names))
+    caretaker.look(it.stop)
+    assert it.images.names == ["d", "e"]
+
+
+def test_a_disk_that_fails_ends_nothing(it: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for owner, name in ((it.images, "ensure"), (it.images, "remove"), (it.runtime, "reap")):
+        monkeypatch.setattr(owner, name, fail)
+    caretaker = it.caretaker("debian:1")
+    caretaker.look(it.stop)
+    monkeypatch.setattr(it.images, "kept", fail)
+    caretaker.look(it.stop)
+    monkeypatch.undo()
+    caretaker.look(it.stop)
+    assert len(it.images.fetched) == 1
+    assert it.images.names == ["d", "e"]
 
 
 def test_images_on_a_disk_that_is_not_to_be_seen_stay(it: Fixture) -> None:

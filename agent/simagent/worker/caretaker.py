@@ -1,5 +1,6 @@
 """Looks after what containers leave on a machine: images, and containers that nobody knows."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from simagent.ports.clock import Clock, Wake
 from simagent.ports.images import ImageError, Images, KeptImage, PullInterruptedError
 from simagent.ports.runtime import Runtime, RuntimeFailedError
 from simagent.worker.choice import NoRuntimeError, choose_for
+from simagent.worker.disk import free_bytes, on_same_disk
 from simagent.worker.journal import Journals, holds_attempt
 
 FRESH = 3600.0
@@ -52,7 +54,7 @@ def tidy(
             continue
         try:
             freed = images.remove(image.digest)
-        except ImageError as error:
+        except (ImageError, OSError) as error:
             log.warning("image not removed", image=image.refs, error=str(error))
             continue
         log.info(Event.IMAGE_REMOVED, image=image.refs, digest=image.digest, bytes=freed)
@@ -84,9 +86,15 @@ class Caretaker:
         marks: ImageMarks,
         prefetch: Sequence[str],
         containers: Sequence[str],
+        min_free: int = 0,
         used: Callable[[Path], float] = used_share,
+        free: Callable[[Path], int] = free_bytes,
     ) -> None:
-        """``prefetch`` are references of images, ``containers`` the runtimes to fetch them for."""
+        """``prefetch`` are references of images, ``containers`` the runtimes to fetch them for.
+
+        Images also make room where less than ``min_free`` bytes are free beside the journals, as no
+        task is taken then.
+        """
         self._clock = clock
         self._journals = journals
         self._runtimes = runtimes
@@ -94,7 +102,9 @@ class Caretaker:
         self._marks = marks
         self._prefetch = [parse_image(ref) for ref in prefetch]
         self._containers = containers
+        self._min_free = min_free
         self._used = used
+        self._free = free
 
     def run(self, stop: Wake) -> None:
         """Look after everything now and then, until ``stop`` is set."""
@@ -109,12 +119,15 @@ class Caretaker:
             self._reap(runtime)
         self._prefetch = [ref for ref in self._prefetch if not self._fetch(ref, stop)]
         for images in self._images.values():
-            self._tidy(images)
+            try:
+                self._tidy(images)
+            except OSError as error:  # at the next look again
+                log.warning("images not looked after", runtime=images.name, error=str(error))
 
     def _reap(self, runtime: Runtime) -> None:
         try:
             count = runtime.reap(lambda folder: holds_attempt(folder.parent))
-        except RuntimeFailedError as error:
+        except (RuntimeFailedError, OSError) as error:
             log.debug("not reaped", runtime=runtime.name, error=str(error))
             return
         if count:
@@ -128,7 +141,7 @@ class Caretaker:
             image = self._images[name].ensure(ref, stop, pin=True)
         except PullInterruptedError:
             return False
-        except (ImageError, NoRuntimeError) as error:
+        except (ImageError, NoRuntimeError, OSError) as error:
             log.warning("image not prefetched", image=str(ref), error=str(error))
             return isinstance(error, ImageError) and not error.retryable
         log.info("image prefetched", image=str(ref), digest=image.digest, runtime=name)
@@ -144,4 +157,9 @@ class Caretaker:
         def spared(image: KeptImage) -> bool:
             return image.handle in in_use or image.used > fresh
 
-        tidy(images, used=lambda: self._used(folder), marks=self._marks, spared=spared)
+        def used() -> float:
+            root = self._journals.root
+            short = self._free(root) < self._min_free and on_same_disk(folder, root)
+            return math.inf if short else self._used(folder)
+
+        tidy(images, used=used, marks=self._marks, spared=spared)

@@ -325,4 +325,6 @@ def _caretaker(ctx: Context) -> Caretaker:
         marks=ctx.settings.marks,
         prefetch=ctx.settings.prefetch,
         containers=ctx.settings.containers,
+        min_free=ctx.settings.min_free,
+        free=ctx.free_bytes,
     )
