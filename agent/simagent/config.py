@@ -1,6 +1,7 @@
 """The configuration: each field declared once, from flag > SIMAGENT_* > agent.toml > default."""
 
 import os
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +24,7 @@ from simagent.domain.times import Times
 
 SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
 
+_SQS_NAME = re.compile(r"[0-9A-Za-z_-]{1,75}")
 _PREFIX = "SIMAGENT_"
 _NO_SETTINGS = {"CONFIG", "DEBUG", "TASK_ID", "EPOCH", "ARRAY_INDEX"}
 """Of the command line, and of tasks, from within which it may be called."""
@@ -43,7 +45,30 @@ def default_state_dir() -> Path:
 
 
 def _check_queue(value: str) -> str:
-    return _check_url(value, "sqlite", "sqlite:///PATH")
+    match urlsplit(value).scheme:
+        case "sqs":
+            return _check_sqs(value)
+        case "sqlite":
+            return _check_url(value, "sqlite", "sqlite:///PATH")
+    raise ValueError(f"{value!r} is not supported: use sqlite:///PATH or sqs://NAME")
+
+
+def _check_sqs(value: str) -> str:
+    # SQS takes 80 characters: five are for the dead letters' queue beside it.
+    if not _SQS_NAME.fullmatch(value.removeprefix("sqs://").replace("{group}", "g")):
+        raise ValueError(
+            f"{value!r} is no queue of SQS: use sqs://NAME with up to 75 letters, digits, '-' and "
+            "'_', and {group} where the group's name shall stand"
+        )
+    return value
+
+
+def _check_endpoint(value: str) -> str:
+    parts = urlsplit(value)
+    plain = not (parts.path.strip("/") or parts.query or parts.fragment)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+        raise ValueError(f"{value!r} is no endpoint: use https://HOST, or http://HOST:PORT")
+    return value
 
 
 def _check_store(value: str) -> str:
@@ -92,6 +117,12 @@ class Config(BaseSettings):
     )
     store: Annotated[str, AfterValidator(_check_store)] | None = Field(
         None, description="Object store; default: a folder in the state folder."
+    )
+    sqs_region: str | None = Field(
+        None, description="AWS region of the SQS queue; default: as boto3 finds it."
+    )
+    sqs_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
+        None, description="URL of an SQS-compatible server; default: that of AWS."
     )
     group: Name = Field("default", description="Machine group whose tasks the agent takes.")
     project: Name = Field("default", description="Project of tasks that name none.")

@@ -12,14 +12,15 @@ from simagent.client import Client
 from simagent.config import Config, ConfigError
 from simagent.domain.keys import TaskKeys
 from simagent.ledger import Ledger
-from simagent.ports.clock import SystemClock
+from simagent.ports.clock import SystemClock, Wake
 from simagent.ports.images import Images
 from simagent.ports.launcher import Launcher
-from simagent.ports.queue import Queue
+from simagent.ports.queue import Queue, QueueRefusedError, QueueUnavailableError
 from simagent.ports.runtime import Runtime
 from simagent.ports.store import Store
 
 if TYPE_CHECKING:  # clients need no worker: they start faster without
+    from simagent.queues.sqs import SqsQueue
     from simagent.runtimes.cgroups import Cgroups
     from simagent.worker.context import Context
     from simagent.worker.loop import Agent
@@ -37,10 +38,39 @@ def open_store(config: Config, *, existing: bool = False) -> Store:
 
 
 def open_queue(config: Config, group: str) -> Queue:
-    """Make the queue of a group."""
+    """Make the queue of a group. Raises `simagent.ports.queue.QueueRefusedError`."""
+    if _scheme(config.queue_url) == "sqs":
+        return _open_sqs(config, group)
     from simagent.queues.sqlite import SqliteQueue
 
     return SqliteQueue(_path(config.queue_url), group, SystemClock())
+
+
+def _open_sqs(config: Config, group: str) -> "SqsQueue":
+    from simagent.queues.sqs import SqsQueue
+
+    name = config.queue_url.removeprefix("sqs://")
+    if "{group}" not in name and group != config.group:
+        raise QueueRefusedError(
+            f"sqs://{name} is the queue of group {config.group!r} alone, not of {group!r}: "
+            f"set group to that, or name the queues as sqs://{name}-{{group}}"
+        )
+    region, endpoint = config.sqs_region, config.sqs_endpoint
+    return SqsQueue(name, group, SystemClock(), region=region, endpoint=endpoint)
+
+
+def try_queue(config: Config) -> str:
+    """Use the queue, and tell what was found. Raises QueueError, OSError."""
+    if _scheme(config.queue_url) == "sqs":
+        # Nothing is sent: an agent of the group would hear it.
+        return _open_sqs(config, config.group).check()
+    queue = open_queue(config, "simagent-doctor")
+    queue.send("doctor")
+    message = queue.receive(visibility=30.0, wait=1.0, wake=Wake())
+    if message is None:
+        raise QueueUnavailableError("a message that was sent did not come")
+    queue.delete(message.receipt)
+    return "a message was sent and received"
 
 
 def queues(config: Config) -> Callable[[str], Queue]:

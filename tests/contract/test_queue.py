@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol, cast
 
 import pytest
@@ -17,6 +16,7 @@ from fakes.actors import Actor, echo, receive_all, together
 from fakes.clock import FakeClock
 from fakes.faults import Faults, FaultyQueue
 from fakes.queue import MemoryQueue
+from fakes.sqs import make_queue
 from simagent.ports.clock import Clock, SystemClock, Wake
 from simagent.ports.queue import Message, Queue
 from simagent.queues.sqlite import SqliteQueue
@@ -50,29 +50,35 @@ class Remembered(dict[str, Queue]):
 @dataclass(frozen=True)
 class Engine:
     make_clock: Callable[[], Clock]
-    make_opener: Callable[[Path, Clock], Opener]
+    make_opener: Callable[[pytest.FixtureRequest, Clock], Opener]
 
 
-def _memory(folder: Path, clock: Clock) -> Opener:
+def _memory(request: pytest.FixtureRequest, clock: Clock) -> Opener:
     return Remembered(lambda: MemoryQueue(clock))
 
 
-def _faulty(folder: Path, clock: Clock) -> Opener:
+def _faulty(request: pytest.FixtureRequest, clock: Clock) -> Opener:
     return Remembered(lambda: FaultyQueue(MemoryQueue(clock), Faults(clock)))
 
 
-def _sqlite(folder: Path, clock: Clock) -> Opener:
-    return partial(SqliteQueue, folder / "queue.db", clock=clock)
+def _sqlite(request: pytest.FixtureRequest, clock: Clock) -> Opener:
+    return partial(SqliteQueue, request.getfixturevalue("tmp_path") / "queue.db", clock=clock)
+
+
+def _sqs(request: pytest.FixtureRequest, clock: Clock) -> Opener:
+    moto = request.getfixturevalue("moto")
+    return partial(make_queue, moto, moto.name() + "-{group}", clock)
 
 
 ENGINES = {
     "memory": Engine(FakeClock, _memory),
     "faulty": Engine(FakeClock, _faulty),
     "sqlite": Engine(FakeClock, _sqlite),
+    "sqs": Engine(SystemClock, _sqs),
 }
 # Those that work by the machine's own clock; the second, for other processes, too.
-REAL_TIME = {"memory": _memory, "sqlite": _sqlite}
-SHARED = {"sqlite": _sqlite}
+REAL_TIME = {"memory": _memory, "sqlite": _sqlite, "sqs": _sqs}
+SHARED = {"sqlite": _sqlite, "sqs": _sqs}
 
 
 @pytest.fixture(params=ENGINES)
@@ -86,8 +92,8 @@ def clock(engine: Engine) -> Clock:
 
 
 @pytest.fixture
-def opener(engine: Engine, clock: Clock, tmp_path: Path) -> Opener:
-    return engine.make_opener(tmp_path, clock)
+def opener(engine: Engine, clock: Clock, request: pytest.FixtureRequest) -> Opener:
+    return engine.make_opener(request, clock)
 
 
 @pytest.fixture
@@ -96,13 +102,13 @@ def queue(opener: Opener) -> Queue:
 
 
 @pytest.fixture(params=REAL_TIME)
-def real(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return REAL_TIME[request.param](tmp_path, SystemClock())
+def real(request: pytest.FixtureRequest) -> Opener:
+    return REAL_TIME[request.param](request, SystemClock())
 
 
 @pytest.fixture(params=SHARED)
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return SHARED[request.param](tmp_path, SystemClock())
+def shared(request: pytest.FixtureRequest) -> Opener:
+    return SHARED[request.param](request, SystemClock())
 
 
 def receive(queue: Queue, *, visibility: float = 30.0, wait: float = 0.0) -> Message | None:

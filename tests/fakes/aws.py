@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from socket import create_server
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -35,7 +36,9 @@ def moto() -> Iterator[Moto]:
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"
-    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    program = Path(__file__).with_name("moto_server.py")
+    # -P: fakes stand beside it with names of the standard library.
+    argv = [sys.executable, "-P", str(program), "-H", "127.0.0.1", "-p", str(port)]
     with tempfile.TemporaryFile() as log, pytest.MonkeyPatch.context() as patch:
         _only_own_credentials(patch)
         # It ends with us, however we end.

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -39,10 +39,17 @@ TIMES = {
 
 
 class Rig:
-    """Everything beneath one folder."""
+    """Everything beneath one folder, but for what other settings ``engines`` has."""
 
-    def __init__(self, folder: Path, **times: float) -> None:
+    def __init__(
+        self, folder: Path, engines: Mapping[str, str] | None = None, /, **times: float
+    ) -> None:
         self.folder = folder
+        self._engines = {
+            "queue": f"sqlite://{folder}/queue.db",
+            "store": f"file://{folder}/store",
+            **(engines or {}),
+        }
         self._times = TIMES | times
         self.client: Client = open_client(self.config())
 
@@ -50,8 +57,7 @@ class Rig:
         return load_config(
             None,
             state_dir=self.folder / name,
-            queue=f"sqlite://{self.folder}/queue.db",
-            store=f"file://{self.folder}/store",
+            **self._engines,
             times=self._times,
             sample_every=1.0,
         )
@@ -105,9 +111,8 @@ class Rig:
         config = self.config(name)
         environment = os.environ | {
             "SIMAGENT_STATE_DIR": str(config.state_dir),
-            "SIMAGENT_QUEUE": config.queue_url,
-            "SIMAGENT_STORE": config.store_url,
             "SIMAGENT_TIMES": config.times.model_dump_json(),
+            **{f"SIMAGENT_{name.upper()}": value for name, value in self._engines.items()},
         }
         argv = [sys.executable, "-m", "simagent", "agent", *options]
         return subprocess.Popen(argv, env=environment)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 Queue = Annotated[
     str | None,
-    typer.Option("--queue", metavar="URL", help="Task queue: sqlite:///PATH. [SIMAGENT_QUEUE]"),
+    typer.Option(
+        "--queue", metavar="URL", help="Task queue: sqlite:///PATH or sqs://NAME. [SIMAGENT_QUEUE]"
+    ),
 ]
 Store = Annotated[
     str | None,

@@ -1,0 +1,171 @@
+"""Calls to SQS by boto3: bounded in time, and their errors in the words of the queue's port."""
+
+import threading
+from typing import Any
+
+from boto3.session import Session
+from botocore import exceptions as boto
+from botocore.config import Config as BotoConfig
+
+from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailableError
+
+LONGEST_POLL = 20
+"""Seconds: what SQS takes for a long poll at most."""
+
+# Of the short calls the agent's loop waits for the answer: two tries, each 2 s to connect and 5 s
+# to answer. A poll is tried once, for the loop does the next; and SQS answers it when it is over.
+_CONNECT, _ANSWER = 2, 5
+_SHORT = BotoConfig(
+    connect_timeout=_CONNECT,
+    read_timeout=_ANSWER,
+    retries={"total_max_attempts": 2, "mode": "standard"},
+    max_pool_connections=16,
+)
+_POLL = BotoConfig(
+    connect_timeout=_CONNECT,
+    read_timeout=LONGEST_POLL + _ANSWER,
+    retries={"total_max_attempts": 1, "mode": "standard"},
+    max_pool_connections=16,
+)
+
+_NO_QUEUE = {"NonExistentQueue", "QueueDoesNotExist"}
+_STALE = {"ReceiptHandleIsInvalid", "MessageNotInflight"}
+_DENIED = {"AccessDenied", "AccessDeniedException", "AuthFailure", "InvalidSecurity"}
+_UNKNOWN_KEY = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId"}
+_BAD_SIGNATURE = {"SignatureDoesNotMatch", "InvalidSignatureException"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
+_CLOCK = {"RequestExpired", "RequestTimeTooSkewed"}
+_CLOCK_WORDS = ("Signature expired", "not yet current")
+_BUSY = {"KmsThrottled", "OverLimit", "RequestThrottled", "SlowDown", "Throttling"}
+_BUSY |= {"ThrottlingException", "TooManyRequestsException"}
+# Such keys are found by the next try, once they were put there or the machine's role answers.
+_NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError)
+_LOG_IN = (boto.UnauthorizedSSOTokenError, boto.SSOTokenLoadError, boto.TokenRetrievalError)
+
+
+class StaleReceiptError(QueueError):
+    """The receipt is of a message that was received again, or is gone."""
+
+
+class SqsCalls:
+    """Calls about queues of one region, by their names. Cheap to make, and safe between threads.
+
+    ``region`` and the credentials are found as boto3 finds them where they are not given.
+    """
+
+    def __init__(self, region: str | None, endpoint: str | None) -> None:
+        self._region = region
+        self._endpoint = endpoint
+        self._mutex = threading.Lock()
+        self._session: Session | None = None
+        self._clients: dict[str, Any] = {}
+        self._urls: dict[str, str] = {}
+
+    def on_queue(self, name: str, operation: str, **fields: object) -> dict[str, Any]:
+        """Call an operation on a queue. Raises QueueError, `StaleReceiptError` among them."""
+        url = self._urls.get(name)
+        if url is None:
+            url = str(self.call(name, "get_queue_url", QueueName=name)["QueueUrl"])
+            self._urls[name] = url
+        return self.call(name, operation, QueueUrl=url, **fields)
+
+    def call(self, name: str, operation: str, **fields: object) -> dict[str, Any]:
+        """Call any operation; ``name`` is the queue to name where it fails. Raises QueueError."""
+        kind = "poll" if operation == "receive_message" else "short"
+        try:
+            answer: dict[str, Any] = getattr(self._client(kind), operation)(**fields)
+            return answer
+        except boto.ClientError as error:
+            raise self._answered(error, name) from error
+        except boto.BotoCoreError as error:
+            raise self._unanswered(error, name) from error
+
+    def _client(self, kind: str) -> Any:
+        with self._mutex:
+            if kind not in self._clients:
+                # A session of its own: boto3's default one is not safe between threads.
+                self._session = self._session or Session()
+                self._clients[kind] = self._session.client(
+                    "sqs",
+                    region_name=self._region,
+                    endpoint_url=self._endpoint,
+                    config=_POLL if kind == "poll" else _SHORT,
+                )
+            return self._clients[kind]
+
+    def _begin_anew(self) -> None:
+        """Let the next call look for credentials again: a client that found none never would."""
+        with self._mutex:
+            self._session = None
+            self._clients.clear()
+
+    def _where(self, name: str) -> str:
+        client = next(iter(self._clients.copy().values()), None)
+        region = client.meta.region_name if client else self._region
+        place = f"{self._endpoint}, {region}" if self._endpoint else region
+        return f"sqs://{name} ({place})"
+
+    def _answered(self, error: boto.ClientError, name: str) -> QueueError:
+        """Classify what SQS said."""
+        code = str(error.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
+        said = str(error.response.get("Error", {}).get("Message", "")).strip() or code
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        where = self._where(name)
+        if code in _STALE or _tells_of_receipt(code, said):
+            return StaleReceiptError(f"{where}: {said}")
+        if code in _NO_QUEUE:
+            self._urls.pop(name, None)
+            return QueueRefusedError(
+                f"{where} does not exist there, or may not be seen: create it, or set queue, "
+                "sqs_region or sqs_endpoint to where it is"
+            )
+        if code in _CLOCK or any(words in said for words in _CLOCK_WORDS):
+            return QueueUnavailableError(
+                f"{where}: this machine's clock is wrong, set it (timedatectl set-ntp true): {said}"
+            )
+        if code in _EXPIRED:
+            self._begin_anew()
+            return QueueUnavailableError(f"{where}: the AWS credentials have expired: renew them")
+        if code in _UNKNOWN_KEY | _BAD_SIGNATURE:
+            self._begin_anew()
+            return QueueRefusedError(f"{where} does not know the AWS credentials: {said}")
+        if code in _BUSY or status == 429 or status >= 500:
+            return QueueUnavailableError(f"{where}: {said}")
+        if code in _DENIED or code.lower().startswith("kms"):
+            return QueueRefusedError(
+                f"{where}: sqs:{error.operation_name} is not allowed: give these AWS "
+                f"credentials that permission: {said}"
+            )
+        return QueueRefusedError(f"{where}: sqs:{error.operation_name}: {said}")
+
+    def _unanswered(self, error: boto.BotoCoreError, name: str) -> QueueError:
+        """Classify what kept boto3 from an answer."""
+        said = " ".join(str(error).split())
+        if isinstance(error, boto.NoRegionError):
+            return QueueRefusedError(f"sqs://{name}: no region is known: set sqs_region")
+        where = self._where(name)
+        if isinstance(error, _NO_KEYS):
+            self._begin_anew()
+            return QueueRefusedError(
+                f"{where}: no AWS credentials found: give this machine a role, or set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+        if isinstance(error, _LOG_IN):
+            self._begin_anew()
+            return QueueRefusedError(f"{where}: the AWS login is over, log in again: {said}")
+        if isinstance(error, boto.ProfileNotFound | boto.ParamValidationError):
+            return QueueRefusedError(f"{where}: {said}")
+        if isinstance(error, boto.SSLError):
+            return QueueUnavailableError(
+                f"{where}: no trusted connection; a CA of your own goes into AWS_CA_BUNDLE: {said}"
+            )
+        return QueueUnavailableError(f"{where} does not answer: {said}")
+
+
+def _tells_of_receipt(code: str, said: str) -> bool:
+    """Tell whether a parameter was refused for being the receipt of a message that moved on."""
+    if code not in ("InvalidParameterValue", "InvalidParameterValueException"):
+        return False
+    # "… for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.", and
+    # "… Message does not exist or is not available for visibility timeout change."
+    return "ReceiptHandle" in said or "not available for visibility timeout" in said

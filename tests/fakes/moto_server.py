@@ -1,0 +1,99 @@
+"""Moto's server with queues as strict as SQS: run as a program, with moto's own options.
+
+- Of a message's receipts only the newest is good, and hides it only while it is in flight.
+- A message is received once, however many ask at the same time.
+- None is hidden for longer than 12 hours since it was received, or the seconds of the queue's tag
+  `longest`.
+- Messages that are empty, or have characters that XML lacks, are refused.
+"""
+
+import re
+import threading
+import time
+from typing import Any
+
+from moto import server
+from moto.sqs import models
+from moto.sqs.exceptions import InvalidParameterValue, ReceiptHandleIsInvalid
+
+ALLOWED = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
+PATIENCE = 0.1
+"""Seconds between two looks for what became visible by itself."""
+
+mutex = threading.RLock()
+mark_received = models.Message.mark_received
+delete = models.Queue.delete_message
+validate = models.SQSBackend._validate_message
+receive = models.SQSBackend.receive_message
+
+
+def of_receipt(queue: Any, receipt: str) -> Any:
+    """Give the message whose newest receipt this is, None if it is stale."""
+    for message in queue._messages:
+        if message.had_receipt_handle(receipt):
+            return message if message.receipt_handle == receipt else None
+    if receipt in queue.deleted_messages:
+        return None
+    raise ReceiptHandleIsInvalid
+
+
+def strict_mark_received(self: Any, visibility_timeout: int | None = None) -> None:
+    mark_received(self, visibility_timeout)
+    self.received_at = time.time()
+
+
+def strict_delete(self: Any, receipt_handle: str) -> None:
+    with mutex:
+        if of_receipt(self, receipt_handle) is not None:
+            delete(self, receipt_handle)
+
+
+def strict_validate(self: Any, queue: Any, message_body: str, *args: Any, **more: Any) -> None:
+    if not ALLOWED.fullmatch(message_body):
+        raise InvalidParameterValue("The message is empty, or has characters that are not allowed.")
+    validate(self, queue, message_body, *args, **more)
+
+
+def strict_receive(
+    self: Any, queue_name: str, count: int, wait_seconds_timeout: int, *args: Any, **more: Any
+) -> list[Any]:
+    until = time.monotonic() + wait_seconds_timeout
+    while True:
+        with mutex:
+            found = receive(self, queue_name, count, 0, *args, **more)
+        left = until - time.monotonic()
+        if found or left <= 0:
+            return found
+        queue = self.get_queue(queue_name)
+        with queue._messages_lock:
+            queue._messages_lock.wait(min(left, PATIENCE))
+
+
+def strict_change(self: Any, queue_name: str, receipt_handle: str, visibility_timeout: int) -> None:
+    with mutex:
+        queue = self.get_queue(queue_name)
+        message = of_receipt(queue, receipt_handle)
+        if message is None or message.visible:
+            raise InvalidParameterValue(
+                f"Value {receipt_handle} for parameter ReceiptHandle is invalid. Reason: Message "
+                "does not exist or is not available for visibility timeout change."
+            )
+        longest = float(queue.tags.get("longest", 43_200))
+        if time.time() + int(visibility_timeout) - message.received_at > longest:
+            raise InvalidParameterValue(
+                f"Value {visibility_timeout} for parameter VisibilityTimeout is invalid. Reason: "
+                f"Total VisibilityTimeout for the message is beyond the limit [{longest:g} seconds]"
+            )
+        message.change_visibility(int(visibility_timeout))
+
+
+if __name__ == "__main__":
+    for of, name, stricter in (
+        (models.Message, "mark_received", strict_mark_received),
+        (models.Queue, "delete_message", strict_delete),
+        (models.SQSBackend, "_validate_message", strict_validate),
+        (models.SQSBackend, "receive_message", strict_receive),
+        (models.SQSBackend, "change_message_visibility", strict_change),
+    ):
+        setattr(of, name, stricter)
+    server.main()
