@@ -189,12 +189,12 @@ def test_a_time_limit_ends_a_container_that_resists(boxes: BoxLab, mode: str) ->
 
 @pytest.mark.full
 def test_memory_that_is_not_allowed(boxes: BoxLab) -> None:
-    if boxes.runtime == "apptainer":
-        pytest.skip("machine: it limits the memory of each process only, without cgroups")
     task = boxes.task(("eat", 200.0), resources={"memory": "64MiB"})
     boxes.start()
     state = boxes.finish(task)
-    assert (state.status, state.reason) == ("failed", "oom")
+    # Without cgroups Apptainer's programs are refused it, and fail of themselves.
+    told = {"oom"} if boxes.runtime == "docker" else {"oom", "exit_code"}
+    assert (state.status, state.reason in told) == ("failed", True), state.message
     boxes.check(calm=True)
 
 
