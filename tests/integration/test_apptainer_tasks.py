@@ -71,6 +71,20 @@ def test_a_task_in_an_image_of_a_registry(cli: Cli, image: str, image_registry: 
     assert list(cli.state.glob("attempts/*")) == []
 
 
+def test_an_image_that_is_damaged_within_is_fetched_anew(cli: Cli, image: str) -> None:
+    run(cli, spec(image, "true"), code=0)
+    (file,) = cli.state.glob("images/apptainer/*.sif")
+    content = bytearray(file.read_bytes())
+    at = content.index(b"hsqs")  # where the file system begins
+    content[at : at + 4096] = bytes(4096)
+    file.write_bytes(content)
+    task = cli.submit(spec(image, "echo whole"))
+    cli("agent", "--until-empty")
+    state = cli.shown(task)
+    assert state["status"] == "succeeded"
+    assert [one["reason"] for one in state["attempts"]] == ["image_corrupt", None]
+
+
 def test_a_program_that_the_image_lacks(cli: Cli, image: str) -> None:
     state = run(cli, spec(image, "no-such-program --help"), code=1)
     assert (state["status"], state["reason"]) == ("failed", "command_not_found")

@@ -243,6 +243,8 @@ class StepRunner:
     def _judge(self, number: int, plan: StepPlan, exit_: StepExit) -> Ending | None:
         if exit_.reason in _LOST:
             raise StepLostError(exit_.reason, exit_.message)
+        if exit_.reason is Reason.IMAGE_CORRUPT and self._drop_image():
+            raise StepLostError(exit_.reason, f"{exit_.message}; it is to be fetched anew")
         if exit_.stopped:
             match self._stopping or self._journal.entry.stopping:
                 case Reason.KILLED:
@@ -265,6 +267,12 @@ class StepRunner:
             exited = f"{where} exited with code {exit_.exit_code}{more}"
             return self._failed(Reason.EXIT_CODE, exited)
         return None
+
+    def _drop_image(self) -> bool:
+        """Remove an image that was found damaged only now; tell whether it was one to fetch."""
+        entry = self._journal.entry
+        images, digest = self._ctx.images.get(entry.runtime), entry.attempt.image_digest
+        return images is not None and digest is not None and images.remove(digest) > 0
 
     def _failed(self, reason: Reason, message: str) -> Ending:
         """End as failed; for lack of space where there is one: programs fail of that themselves."""
