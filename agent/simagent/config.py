@@ -244,7 +244,7 @@ def load_config(path: Path | None = None, **flags: Any) -> Config:
     except ValidationError as error:
         mistakes += _explain(error)
     except SettingsError as error:
-        mistakes.append(str(error))
+        mistakes.append(_unreadable(error))
     except (OSError, ValueError) as error:
         mistakes.append(f"{chosen}: {error}")
     if mistakes:
@@ -264,6 +264,15 @@ def _unknown_variables() -> Iterator[str]:
             yield f"{variable}: unknown setting: " + (
                 f"did you mean {_PREFIX}{similar[0]}?" if similar else "unset it"
             )
+
+
+def _unreadable(error: SettingsError) -> str:
+    """Name the variable that is no JSON, where that is what is wrong."""
+    name = str(error).partition('"')[2].partition('"')[0]
+    variable = f"{_PREFIX}{name.upper()}"
+    if variable not in os.environ:
+        return str(error)
+    return f"{variable}: {os.environ[variable]!r} is not JSON, as lists and tables have to be"
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
