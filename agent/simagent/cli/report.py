@@ -98,7 +98,7 @@ def full(
         yield f"  project {task.project}, group {spec.group}{f', tags {tags}' if tags else ''}"
     if state.lease:
         yield f"  held by {state.lease.agent}"
-    yield from _attempts(state.attempts)
+    yield from _attempts(state)
     if state.attempts:
         yield from timeline(state.attempts[-1])
         yield from steps(state.attempts[-1].steps)
@@ -108,7 +108,7 @@ def full(
     yield from tail(state)
 
 
-def _attempts(attempts: Sequence[Attempt]) -> Iterator[str]:
+def _attempts(state: State) -> Iterator[str]:
     rows = [
         (
             f"  {attempt.epoch}",
@@ -117,11 +117,15 @@ def _attempts(attempts: Sequence[Attempt]) -> Iterator[str]:
             f"ran {seconds(attempt.ran_seconds)}",
             str(attempt.reason or ""),
         )
-        for attempt in attempts
+        for attempt in state.attempts
     ]
-    if rows:
-        yield "attempts:"
-        yield from columns(rows)
+    if not rows:
+        return
+    yield "attempts:"
+    for attempt, row in zip(state.attempts, columns(rows), strict=True):
+        yield row
+        if attempt.message not in state.message:
+            yield from (f"     {line}" for line in printable(attempt.message).splitlines())
 
 
 def _ending(step: StepRecord) -> str:
