@@ -49,6 +49,8 @@ def test_what_is_understood(text: str, full: str) -> None:
         ("a@sha256:12", "a digest is"),
         ("-h.x/a", "no host"),
         ("h:port/a", "no host"),
+        ("h:0/a", "0 is no port"),
+        ("[::1]:65536/a", "65536 is no port"),
         ("docker:///a", "no image reference"),
         ("http://h/a", "unknown scheme http://"),
         ("oci-archive:a.tar", "absolute path"),

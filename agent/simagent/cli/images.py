@@ -10,7 +10,7 @@ import typer
 from simagent.cli.text import columns, moment, put, put_json, say, size
 from simagent.client import ClientError, UsageError
 from simagent.config import Config
-from simagent.domain.images import ImageRef, parse_image
+from simagent.domain.images import ImageKind, ImageRef, parse_image
 from simagent.ports.images import ImageError, Images, KeptImage
 from simagent.wiring import open_images, open_runtimes
 from simagent.worker.choice import CONTAINERS, NoRuntimeError, choose_for
@@ -40,7 +40,11 @@ def list_images(config: Config, *, as_json: bool) -> None:
 def pull_images(config: Config, texts: Sequence[str], *, runtime: str | None, pin: bool) -> None:
     """Fetch images, and print their digests. Raises `ClientError`, `UsageError`."""
     refs = [_parsed(text) for text in texts]
-    wanted = config.runtimes if runtime is None else (_checked(runtime),)
+    _check_runtime(runtime)
+    wanted = config.runtimes if runtime is None else (runtime,)
+    for ref in refs:
+        if runtime == "docker" and ref.kind in (ImageKind.SIF, ImageKind.STORE):
+            raise UsageError(f"--runtime: docker cannot run {ref}: use apptainer")
     runtimes, images = open_runtimes(config), open_images(config)
     for ref in refs:
         try:
@@ -48,20 +52,25 @@ def pull_images(config: Config, texts: Sequence[str], *, runtime: str | None, pi
             with _progress_bar(str(ref)) as progress:
                 image = images[name].ensure(ref, progress=progress, pin=pin)
         except (NoRuntimeError, ImageError) as error:
-            raise ClientError(f"{ref}: {error}") from error
+            text = str(error)
+            raise ClientError(text if str(ref) in text else f"{ref}: {text}") from error
         put(f"{image.ref}  {image.digest}  {size(image.size_bytes)}, for {name}")
 
 
 def prune_images(config: Config, texts: Sequence[str], *, runtime: str | None, yes: bool) -> None:
     """Remove images, and print what was freed. Raises `ClientError`, `UsageError`."""
     names = {str(_parsed(text)) for text in texts}
+    _check_runtime(runtime)
     images = open_images(config)
     in_use = Journals(config.state_dir).handles() if config.state_dir.exists() else set()
     found = [one for one in _kept(images) if runtime in (None, one.runtime)]
     if names:
         missing = names - {ref for one in found for ref in one.image.refs}
         if missing:
-            raise UsageError(f"{', '.join(sorted(missing))}: no such image was fetched here")
+            raise UsageError(
+                f"{', '.join(sorted(missing))}: no such image was fetched here "
+                "(`simagent images list` lists them)"
+            )
         found = [one for one in found if names & set(one.image.refs)]
     else:
         found = [one for one in found if not one.image.pinned]
@@ -78,12 +87,25 @@ def prune_images(config: Config, texts: Sequence[str], *, runtime: str | None, y
             raise UsageError("--yes: nobody is here to be asked: add it to remove the images")
         if not typer.confirm(f"Remove {len(found)} images ({size(total)})?", err=True):
             return
+    _remove(images, found)
+
+
+def _remove(images: dict[str, Images], found: Sequence[_Kept]) -> None:
+    stayed = []
     for one in found:
+        kept = images[one.runtime]
         try:
-            freed = images[one.runtime].remove(one.image.digest)
+            freed = kept.remove(one.image.digest)
         except ImageError as error:
             raise ClientError(f"{_name(one.image)}: {error}") from error
-        put(f"{_name(one.image)}  {size(freed)} freed")
+        if one.image.digest in {image.digest for image in kept.kept()}:
+            stayed.append(_name(one.image))
+        else:
+            put(f"{_name(one.image)}  {size(freed)} freed")
+    if stayed:
+        raise ClientError(
+            f"{', '.join(stayed)}: not removed: a container uses it, or its engine does not answer"
+        )
 
 
 def _kept(images: dict[str, Images]) -> Iterator[_Kept]:
@@ -99,10 +121,9 @@ def _parsed(text: str) -> ImageRef:
         raise UsageError(str(error)) from None
 
 
-def _checked(runtime: str) -> str:
-    if runtime not in CONTAINERS:
+def _check_runtime(runtime: str | None) -> None:
+    if runtime is not None and runtime not in CONTAINERS:
         raise UsageError(f"--runtime: {runtime!r} runs no images: use {' or '.join(CONTAINERS)}")
-    return runtime
 
 
 def _name(image: KeptImage) -> str:

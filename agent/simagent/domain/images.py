@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
 _MOST_CHARACTERS = 512
+_LAST_PORT = 65535
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -116,6 +117,9 @@ def _in_registry(text: str, rest: str) -> ImageRef:
         registry = DEFAULT_REGISTRY
     if not _HOST.fullmatch(registry):
         raise ValueError(f"{text!r}: {registry!r} is no host of a registry: write HOST:PORT/NAME")
+    port = registry.rpartition("]")[2].partition(":")[2]
+    if port and not 0 < int(port) <= _LAST_PORT:
+        raise ValueError(f"{text!r}: {port} is no port: use 1 to {_LAST_PORT}")
     name, colon, tag = rest.partition(":")
     if not _NAME.fullmatch(name):
         raise ValueError(f"{text!r} is no image reference: {_EXAMPLES}, names in lower case")

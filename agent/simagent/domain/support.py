@@ -54,7 +54,7 @@ def _on_the_host(spec: Spec) -> Iterator[str]:
     if spec.runtime in ("docker", "apptainer"):
         yield f"runtime: {spec.runtime} needs an image: name one"
     if spec.network == "none":
-        yield "network: host programs cannot be cut off from the network: remove it"
+        yield "network: programs of the machine cannot be cut off: remove it, or name an image"
     for name in _OF_CONTAINERS:
         if getattr(spec.resources, name) is not None:
             yield f"resources.{name}: only containers can be given it: remove it, or name an image"

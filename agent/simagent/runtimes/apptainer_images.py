@@ -21,7 +21,7 @@ from simagent.runtimes.apptainer_build import Builder, Source, disk_error
 from simagent.runtimes.apptainer_program import ApptainerProgram
 from simagent.runtimes.image_records import ImageRecord, ImageRecords
 from simagent.runtimes.registry import Registry
-from simagent.runtimes.sif import check_sif, checksum
+from simagent.runtimes.sif import check_sif, checksum, unreadable
 from simagent.runtimes.sif_store import SifStore
 from simagent.runtimes.workplace import aside, clear_workplaces, workplace
 
@@ -126,10 +126,8 @@ class ApptainerImages:
             if known is None or known[0] != stamp:
                 known = self._sums[path] = (stamp, checksum(path, *wakes))
             return known[1]
-        except (FileNotFoundError, NotADirectoryError):
-            raise ImageError(Reason.IMAGE_NOT_FOUND, f"{path} does not exist") from None
         except OSError as error:
-            raise ImageError(Reason.IMAGE_DENIED, f"{path}: {error.strerror}") from None
+            raise unreadable(path, error) from None
 
 
 class _Fetch:

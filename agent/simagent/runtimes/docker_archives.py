@@ -38,6 +38,11 @@ class ImageFile:
     """Of the manifest in an OCI layout; empty for an archive of ``docker save``."""
 
 
+def missing_file(ref: ImageRef) -> str:
+    """Say that an archive is not there, and what would help."""
+    return f"image {ref}: there is no such file on the agent's machine: put it there"
+
+
 def read_image_file(ref: ImageRef) -> ImageFile:
     """Look into an archive. Raises `ImageError`."""
     path = Path(ref.path)
@@ -47,7 +52,11 @@ def read_image_file(ref: ImageRef) -> ImageFile:
                 return _saved(path, archive)
             return _layout(path, archive)
     except (FileNotFoundError, NotADirectoryError):
-        raise ImageError(Reason.IMAGE_NOT_FOUND, f"image {ref}: there is no such file") from None
+        raise ImageError(Reason.IMAGE_NOT_FOUND, missing_file(ref)) from None
+    except IsADirectoryError:
+        raise ImageError(
+            Reason.IMAGE_CORRUPT, f"image {ref} is a folder: name a file that `docker save` wrote"
+        ) from None
     except PermissionError:
         raise ImageError(
             Reason.IMAGE_DENIED, f"image {ref}: the agent may not read that file"
@@ -55,7 +64,7 @@ def read_image_file(ref: ImageRef) -> ImageFile:
     except (tarfile.TarError, ValueError, LookupError, TypeError, EOFError) as error:
         # What tarfile says is a table of all it tried.
         why = "" if isinstance(error, tarfile.ReadError) else f": {error}"
-        message = f"image {ref}: the file is damaged, or no {ref.kind}{why}"
+        message = f"image {ref}: the file is damaged, or no {ref.kind}{why}: make it again"
         raise ImageError(Reason.IMAGE_CORRUPT, message) from None
     except OSError as error:
         raise ImageError(Reason.IMAGE_PULL, f"image {ref}: {error}", retryable=True) from error

@@ -25,8 +25,9 @@ _CONNECTIONS = 100  # each running container has one
 _PING_LIMIT = 5.0  # seconds
 _HINTS = (
     ("permission denied", "let the agent's user into the group docker, and start it again"),
-    ("no such file", "install Docker Engine, or set docker_host"),
+    ("no such file", "install or start Docker Engine, or set docker_host"),
     ("connection refused", "is the engine running? (systemctl start docker)"),
+    ("bind address", "docker_host or DOCKER_HOST has to be unix:///PATH or tcp://HOST:PORT"),
     ("timed out", "it runs, but does not answer"),
 )
 

@@ -17,7 +17,13 @@ from simagent.ports.images import (
     Progress,
     PullInterruptedError,
 )
-from simagent.runtimes.docker_archives import ImageFile, file_digest, loadable, read_image_file
+from simagent.runtimes.docker_archives import (
+    ImageFile,
+    file_digest,
+    loadable,
+    missing_file,
+    read_image_file,
+)
 from simagent.runtimes.docker_engine import (
     DockerEngine,
     EngineAwayError,
@@ -276,6 +282,7 @@ def _signature(ref: ImageRef) -> list[int]:
     try:
         stat = Path(ref.path).stat()
     except OSError as error:
-        message = f"image {ref}: {error.strerror}"
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+        message = missing_file(ref) if gone else f"image {ref}: {error.strerror}"
         raise ImageError(Reason.IMAGE_NOT_FOUND, message) from error
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]

@@ -53,9 +53,7 @@ def check_sif(path: Path, *, size: int | None = None) -> None:
             head = file.read(_HEADER.size)
             found = os.fstat(file.fileno()).st_size
     except OSError as error:
-        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
-        reason = Reason.IMAGE_NOT_FOUND if gone else Reason.IMAGE_DENIED
-        raise ImageError(reason, f"{path}: {error.strerror}") from None
+        raise unreadable(path, error) from None
     if len(head) < _HEADER.size:
         raise _corrupt(path, f"has {found} bytes only")
     _, magic, _, arch, _, *numbers = _HEADER.unpack(head)
@@ -69,6 +67,20 @@ def check_sif(path: Path, *, size: int | None = None) -> None:
         raise ImageError(
             Reason.IMAGE_PLATFORM, f"{path} is for {made_for}, this machine is {architecture()}"
         )
+
+
+def unreadable(path: Path, error: OSError) -> ImageError:
+    """Tell why an image file of this machine cannot be opened, and what would help."""
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            message = f"there is no {path} on the agent's machine: put it there"
+            return ImageError(Reason.IMAGE_NOT_FOUND, message)
+        case IsADirectoryError():
+            message = f"{path} is a folder: name a SIF file"
+            return ImageError(Reason.IMAGE_CORRUPT, message)
+        case _:
+            message = f"{path}: {error.strerror}: let the agent's user read it"
+            return ImageError(Reason.IMAGE_DENIED, message)
 
 
 def checksum(path: Path, *wakes: Waitable, progress: Progress | None = None) -> str:

@@ -118,7 +118,8 @@ def _note(digest: str) -> str:
 
 def _error(key: str, error: StoreError) -> ImageError:
     if isinstance(error, NotFoundError):
-        return ImageError(Reason.IMAGE_NOT_FOUND, f"store://{key} is not in the store")
+        message = f"store://{key} is not in the store: put it there"
+        return ImageError(Reason.IMAGE_NOT_FOUND, message)
     if isinstance(error, StoreRefusedError):
         return ImageError(Reason.IMAGE_DENIED, f"store://{key}: {error}")
     return ImageError(Reason.IMAGE_PULL, f"store://{key}: {error}", retryable=True)
