@@ -4,11 +4,16 @@ import json as jsonlib
 import logging
 import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
+from structlog.typing import EventDict
 
+from simagent.cli.text import printable, size
 from simagent.config import Config
+from simagent.domain.events import Event
 
 _STDERR = 2
 
@@ -66,17 +71,44 @@ def to_stderr(config: Config) -> None:
     )
 
 
-def to_file(config: Config) -> Path:
-    """Log into the state folder, for a run whose terminal belongs to the simulation."""
+def to_file(config: Config, tell: Callable[[str], None] | None = None) -> Path:
+    """Log into the state folder, for a run whose terminal belongs to the simulation.
+
+    ``tell`` is told what a person who waits there wants to know.
+    """
     path = config.state_dir / "agent.log"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    _configure(fd, level=config.log_level, json=config.log_format != "pretty")
+    notices = [_Notices(tell)] if tell is not None else []
+    _configure(fd, level=config.log_level, json=config.log_format != "pretty", also=notices)
     return path
 
 
-def _configure(fd: int, *, level: str, json: bool) -> None:
+class _Notices:
+    """Tells why nothing happens: an image is on its way, or cannot be had yet."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told = ""
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        text = ""
+        if event.get("event") == Event.IMAGE_AWAITED:
+            text = f"{printable(event['error'])}: it is asked for again"
+        elif event.get("event") == Event.IMAGE_PULLING:
+            of = f" of {size(event['of'])}" if event["of"] else ""
+            text = f"fetching {event['image']}: {size(event['bytes'])}{of}"
+        if text and text != self._told:
+            self._told = text
+            self._tell(text)
+        return event
+
+
+def _configure(
+    fd: int, *, level: str, json: bool, also: Sequence[structlog.typing.Processor] = ()
+) -> None:
     file = LogFile(fd, json=json)
     processors: list[structlog.typing.Processor] = [
+        *also,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=json),

@@ -46,7 +46,7 @@ def run_here(
             say(f"task {task.id} is left to the {agent} that runs here, and followed")
             state = _Run(client, task).elsewhere()
         else:
-            log = to_file(config)
+            log = to_file(config, None if quiet else say)
             if not quiet:
                 say(f"task {task.id} runs here; the agent's own log: {log}")
             state = _Run(client, task).here(config)

@@ -24,6 +24,11 @@ class Event(StrEnum):
     TASK_ADOPTED = "task_adopted", "A restarted agent goes on with its task.", "task epoch"
     TASK_CLOSED = "task_closed", "A task without a live holder was ended.", "task status reason"
     IMAGE_PULLING = "image_pulling", "An image is being fetched.", "task image bytes of"
+    IMAGE_AWAITED = (
+        "image_awaited",
+        "An image cannot be had yet: it is asked for again.",
+        "task image error again_in",
+    )
     IMAGE_READY = "image_ready", "The task's image is here.", "task image digest runtime bytes"
     IMAGE_REMOVED = "image_removed", "An image made room on the disk.", "image digest bytes"
     CONTAINERS_REAPED = (

@@ -68,8 +68,13 @@ def _ensure(
             raise _PassingError(error) if error.retryable else error from None
 
     def tell(error: BaseException, seconds: float) -> None:
-        task = journal.entry.task
-        log.warning("image not there yet", task=task, error=str(error), again_in=round(seconds, 1))
+        log.warning(
+            Event.IMAGE_AWAITED,
+            task=journal.entry.task,
+            image=str(progress.ref),
+            error=str(error),
+            again_in=round(seconds, 1),
+        )
 
     try:
         return retrying(
