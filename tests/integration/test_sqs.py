@@ -87,6 +87,22 @@ def test_a_drain_does_not_wait_for_the_poll(tmp_path: Path, moto: Moto, name: st
     assert CLOCK.now() - began < 5
 
 
+def test_an_agent_ends_at_once_in_the_middle_of_a_poll(
+    tmp_path: Path, moto: Moto, name: str
+) -> None:
+    rig = rig_of(tmp_path, moto, name, renew_every=20.0, lease_ttl=60.0)
+    process = rig.process()
+    try:
+        task = rig.submit("true")
+        assert rig.finish(task).status == "succeeded"
+        rig.until(lambda: count(moto, name) == 0)
+        process.terminate()
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_task_outlasts_what_sqs_hides_a_bell(tmp_path: Path, moto: Moto, name: str) -> None:
     """The 12 hours of SQS and the 10 of the agent, each some thousand times shorter."""
     sqs = client(moto)

@@ -1,0 +1,75 @@
+"""A server that answers calls to SQS as it was told to, rightly or not."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+
+
+class SqsAnswers:
+    """Answers every call alike but GetQueueUrl; ``code`` is an error, ``stall`` no answer at all.
+
+    A poll without an error waits for its time and brings no message. ``calls`` has the operations.
+    """
+
+    def __init__(
+        self, *, code: str = "", said: str = "no", status: int = 400, stall: bool = False
+    ) -> None:
+        self.calls: list[str] = []
+        self.go_on = threading.Event()
+        self._error = (code, said, status)
+        self._stall = stall
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "SqsAnswers":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.go_on.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, operation: str, asked: dict[str, object]) -> tuple[int, dict[str, object]]:
+        self.calls.append(operation)
+        code, said, status = self._error
+        if operation == "GetQueueUrl" and code != "AWS.SimpleQueueService.NonExistentQueue":
+            return 200, {"QueueUrl": f"{self.endpoint}/1/{asked['QueueName']}"}
+        if self._stall:
+            self.go_on.wait(60)
+        if code:
+            return status, {"__type": f"com.amazonaws.sqs#{code}", "message": said}
+        if operation == "ReceiveMessage":
+            self.go_on.wait(float(str(asked["WaitTimeSeconds"])))
+        return 200, {}
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                operation = self.headers["X-Amz-Target"].partition(".")[2]
+                status, fields = server._answer(operation, asked)
+                body = json.dumps(fields).encode()
+                self.send_response(status)
+                if status != 200:
+                    code = str(fields["__type"]).partition("#")[2]
+                    self.send_header("x-amzn-query-error", f"{code};Sender")
+                self.send_header("Content-Type", "application/x-amz-json-1.0")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
