@@ -174,6 +174,15 @@ def test_an_engine_that_is_away_keeps_nothing_else_from_order(it: Fixture) -> No
     assert it.images.names == ["d", "e"]
 
 
+def test_containers_that_were_left_while_the_engine_was_away_go_soon_after(it: Fixture) -> None:
+    it.runtime.folders = [it.journals.root / "p.t.1" / "steps"]
+    it.runtime.error = RuntimeFailedError(Reason.RUNTIME_FAILED, "no answer")
+    it.clock.after(20.0, lambda: setattr(it.runtime, "error", None))
+    it.clock.after(60.0, it.stop.set)
+    it.caretaker().run(it.stop)
+    assert it.runtime.folders == []
+
+
 def test_images_are_prefetched_once_and_stay(it: Fixture) -> None:
     caretaker = it.caretaker("debian:1", "alpine")
     away = ImageError(Reason.IMAGE_PULL, "no answer", retryable=True)

@@ -22,6 +22,7 @@ FRESH = 3600.0
 
 _EVERY = 300.0
 _FIRST = 2.0
+_AGAIN = 15.0
 
 log = structlog.get_logger()
 
@@ -98,6 +99,7 @@ class Caretaker:
         self._clock = clock
         self._journals = journals
         self._runtimes = runtimes
+        self._unreaped: list[Runtime] = []
         self._images = images
         self._marks = marks
         self._prefetch = [parse_image(ref) for ref in prefetch]
@@ -108,15 +110,18 @@ class Caretaker:
 
     def run(self, stop: Wake) -> None:
         """Look after everything now and then, until ``stop`` is set."""
-        pause = _FIRST
+        pause, due = _FIRST, self._clock.now() + _FIRST
         while not self._clock.wait(pause, stop):
-            self.look(stop)
-            pause = _EVERY
+            if self._clock.now() >= due:
+                self.look(stop)
+                due = self._clock.now() + _EVERY
+            else:
+                self._reap(self._unreaped)
+            pause = min(_AGAIN if self._unreaped else _EVERY, due - self._clock.now())
 
     def look(self, stop: Wake) -> None:
         """Do what there is to do now."""
-        for runtime in self._runtimes.values():
-            self._reap(runtime)
+        self._reap(list(self._runtimes.values()))
         self._prefetch = [ref for ref in self._prefetch if not self._fetch(ref, stop)]
         for images in self._images.values():
             try:
@@ -124,14 +129,18 @@ class Caretaker:
             except OSError as error:  # at the next look again
                 log.warning("images not looked after", runtime=images.name, error=str(error))
 
-    def _reap(self, runtime: Runtime) -> None:
-        try:
-            count = runtime.reap(lambda folder: holds_attempt(folder.parent))
-        except (RuntimeFailedError, OSError) as error:
-            log.debug("not reaped", runtime=runtime.name, error=str(error))
-            return
-        if count:
-            log.warning(Event.CONTAINERS_REAPED, runtime=runtime.name, count=count)
+    def _reap(self, runtimes: Sequence[Runtime]) -> None:
+        """Let runtimes end what nobody knows; note those that cannot just now."""
+        self._unreaped = []
+        for runtime in runtimes:
+            try:
+                count = runtime.reap(lambda folder: holds_attempt(folder.parent))
+            except (RuntimeFailedError, OSError) as error:
+                log.debug("not reaped", runtime=runtime.name, error=str(error))
+                self._unreaped.append(runtime)
+                continue
+            if count:
+                log.warning(Event.CONTAINERS_REAPED, runtime=runtime.name, count=count)
 
     def _fetch(self, ref: ImageRef, stop: Wake) -> bool:
         """Fetch an image that shall be here; tell whether that is settled."""
