@@ -1,5 +1,9 @@
 """Simulators of the shelf run their cases: the same under Docker and under Apptainer."""
 
+import os
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +49,30 @@ def test_a_simulator_runs_its_case(
         assert smoke(simulator, runtime, image, folder / runtime) == []
         made[runtime] = outputs_of(folder / runtime / "outputs")
     assert made["docker"] == made["apptainer"]
+
+
+@pytest.mark.timeout(1800)
+def test_the_example_with_an_image(docker_engine: Engine, folder: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if "SIMAGENT_" not in name}
+    env |= docker_engine.env | {"SIMAGENT_STATE_DIR": str(folder / "state")}
+    subprocess.run(
+        [sys.executable, "-m", "shelf", "build", "lammps"],
+        env=env | {"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    task = ROOT.parent / "examples" / "lammps-image" / "task.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "simagent", "run", task, "-o", folder / "results"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"diffusion coefficient +(\S+) ", done.stdout)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(0.03, rel=0.1)
+    assert "with 864 atoms" in (folder / "results" / "log.lammps").read_text()
 
 
 def outputs_of(folder: Path) -> set[Path]:
