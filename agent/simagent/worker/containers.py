@@ -4,10 +4,11 @@ import os
 import pwd
 import stat
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from simagent.domain.spec import Spec
 from simagent.ports.runtime import Mount, Sandbox
+from simagent.transfer.removal import walk
 from simagent.worker.journal import Journal
 
 WORKDIR = PurePosixPath("/workdir/output/artifacts")
@@ -73,10 +74,9 @@ def hand_over(journal: Journal, user: tuple[int, int]) -> None:
     if user[0] == os.geteuid():
         return
     _open_the_way(journal)
-    for folder, folders, files in os.walk(journal.artifacts):
-        for name in (".", *folders, *files):
-            os.chown(Path(folder, name), *user, follow_symlinks=False)
-    for path in (journal.tmp, journal.logs / "stdout", journal.logs / "stderr"):
+    for entry in walk(journal.artifacts):
+        os.chown(entry.path, *user, follow_symlinks=False)
+    for path in (journal.artifacts, journal.tmp, journal.logs / "stdout", journal.logs / "stderr"):
         os.chown(path, *user, follow_symlinks=False)
 
 

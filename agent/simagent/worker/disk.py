@@ -3,10 +3,12 @@
 import errno
 import os
 import sys
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
+
+from simagent.transfer.removal import walk
 
 _FILES = 16
 _FILE_BYTES = 512 * 1024
@@ -46,16 +48,11 @@ def used_bytes(folder: Path) -> tuple[int, bool]:
     Not more than some 100,000 are looked at.
     """
     used = 0
-    looked = 0
-    for root, _, names in os.walk(folder):
-        for name in islice(names, _MOST_COUNTED - looked):
-            looked += 1
-            try:
-                used += os.stat(os.path.join(root, name), follow_symlinks=False).st_blocks * 512
-            except OSError:  # it was removed meanwhile
-                continue
-        if looked >= _MOST_COUNTED:
+    for looked, entry in enumerate(walk(folder)):
+        if looked == _MOST_COUNTED:
             return used, False
+        with suppress(OSError):  # it was removed meanwhile
+            used += entry.stat(follow_symlinks=False).st_blocks * 512
     return used, True
 
 

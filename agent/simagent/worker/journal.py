@@ -5,7 +5,6 @@ One folder an attempt under ``attempts/``; its ``journal.json`` is replaced atom
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
 from simagent.domain.state import Attempt, Holder, Record, Status
+from simagent.transfer.removal import remove_tree
 from simagent.worker.disk import Reserve, is_no_space
 
 FORMAT = 1
@@ -145,7 +145,7 @@ class Journal:
     def remove(self) -> None:
         """Forget the attempt: the journal first, then everything else of it."""
         (self.folder / _NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)
 
 
 class Journals:
@@ -166,13 +166,13 @@ class Journals:
         """Begin the journal of an attempt, durably. Raises OSError."""
         folder = self.root / f"{entry.project}.{entry.task}.{entry.epoch}"
         if folder.exists():  # an earlier incarnation's intent that was never applied
-            shutil.rmtree(folder)
+            remove_tree(folder)
         folder.mkdir(mode=0o755)
         journal = Journal(folder, entry)
         try:
             journal.begin()
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
             raise
         _sync_folder(self.root)
         return journal
@@ -186,7 +186,7 @@ class Journals:
             try:
                 yield Journal(folder, _read(folder))
             except FileNotFoundError:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
             except (OSError, ValueError, RecursionError) as error:
                 end(folder)
                 self.set_aside(folder, str(error).splitlines()[0])
@@ -223,7 +223,7 @@ class Journals:
             if folder.lstat().st_mtime >= before:
                 continue
             if folder.is_dir() and not folder.is_symlink():
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
             else:
                 folder.unlink(missing_ok=True)
 

@@ -1,7 +1,5 @@
 """PREPARING: lay the inputs into the task's folder."""
 
-import shutil
-
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import Output
@@ -11,6 +9,7 @@ from simagent.ports.store import NotFoundError
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.fetch import Sources, fetch_inputs
 from simagent.transfer.outputs import snapshot
+from simagent.transfer.removal import remove_tree
 from simagent.worker.containers import hand_over
 from simagent.worker.context import Context
 from simagent.worker.journal import ARTIFACTS, Journal
@@ -36,7 +35,7 @@ def prepare(
     )
     while not orders.to_end:
         orders.check()
-        shutil.rmtree(journal.artifacts, ignore_errors=True)
+        remove_tree(journal.artifacts)
         journal.artifacts.mkdir(parents=True)
         try:
             timings = fetch_inputs(
