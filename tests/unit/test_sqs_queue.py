@@ -217,7 +217,7 @@ def test_a_queue_that_is_gone_is_named_and_found_again(queue: ListedQueue, moto:
         ("KmsThrottled", "slower", 400, QueueUnavailableError, "slower"),
         ("ServiceUnavailable", "not now", 503, QueueUnavailableError, "not now"),
         ("OverLimit", "too many", 403, QueueUnavailableError, "too many"),
-        ("UnsupportedOperation", "cannot", 400, QueueRefusedError, "sqs:SendMessage: cannot"),
+        ("UnsupportedOperation", "can\nnot", 400, QueueRefusedError, "sqs:SendMessage: can not"),
     ],
 )
 @pytest.mark.usefixtures("moto")

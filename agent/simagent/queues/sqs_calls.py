@@ -108,7 +108,7 @@ class SqsCalls:
     def _answered(self, error: boto.ClientError, name: str) -> QueueError:
         """Classify what SQS said."""
         code = str(error.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
-        said = str(error.response.get("Error", {}).get("Message", "")).strip() or code
+        said = " ".join(str(error.response.get("Error", {}).get("Message", "")).split()) or code
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         where = self._where(name)
         if code in _STALE or _tells_of_receipt(code, said):
