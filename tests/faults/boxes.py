@@ -15,8 +15,6 @@ from faults.recorder import Recorder
 from faults.truth import TruthKeeper
 from simagent.domain.keys import TaskKeys
 
-IMAGE = "simagent-payload:1"
-
 _PYTHON = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
 _PAYLOAD = Path(__file__).with_name("payload.py")
 _BUSYBOX = Path("/bin/busybox")
@@ -30,7 +28,10 @@ print(json.dumps([[module.__file__, getattr(module, "__cached__", None)] for mod
 
 
 def make_image(engine: Engine) -> str:
-    """Make the image of the payload: this Python, and of its library what the payload imports."""
+    """Make the image of the payload: this Python, and of its library what the payload imports.
+
+    Gives its ID.
+    """
     argv = [str(_PYTHON), "-I", "-S", "-c", _NEEDED, str(_PAYLOAD)]
     printed = subprocess.run(argv, capture_output=True, check=True).stdout
     files = {_PYTHON, *(Path(name) for pair in json.loads(printed) for name in pair if name)}
@@ -38,8 +39,8 @@ def make_image(engine: Engine) -> str:
         files |= _libraries(path)
     image: dict[str, Path | str | bytes] = {str(path): path for path in files if path.exists()}
     tools = {f"/bin/{name}": "busybox" for name in ("sh", "sleep", "stat")}
-    engine.import_image(IMAGE, {"/bin/busybox": _BUSYBOX, **tools, _INSIDE: _PAYLOAD, **image})
-    return IMAGE
+    image |= {"/bin/busybox": _BUSYBOX, **tools, _INSIDE: _PAYLOAD}
+    return engine.import_image(f"simagent-payload:{os.getpid()}", image)
 
 
 def _libraries(path: Path) -> set[Path]:

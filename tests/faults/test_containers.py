@@ -25,9 +25,13 @@ POINTS = (
 
 
 @pytest.fixture(scope="session")
-def image(docker_engine: Engine, image_registry: Registry) -> str:
-    """The payload's image, in a registry."""
-    return image_registry.push(docker_engine, make_image(docker_engine), "faults/payload:1")
+def image(docker_engine: Engine, image_registry: Registry, tiny_image: str) -> str:
+    """The payload's image, in a registry; there is none where there is no BusyBox."""
+    made = make_image(docker_engine)
+    try:
+        return image_registry.push(docker_engine, made, "faults/payload:1")
+    finally:
+        docker_engine.run("rmi", made)
 
 
 @contextmanager
