@@ -32,6 +32,7 @@ def rig_of(folder: Path, moto: Moto, name: str, **times: float) -> Rig:
         "queue": f"sqs://{name.removesuffix('default')}{{group}}",
         "sqs_endpoint": moto.endpoint,
         "sqs_region": moto.region,
+        "allow_process": "true",
     }
     return Rig(folder, settings, **times)
 

@@ -291,7 +291,7 @@ def test_a_name_that_no_queue_can_have_is_refused(url: str) -> None:
         load_config(None, queue=url)
 
 
-@pytest.mark.parametrize("url", ["localhost:9324", "ftp://x", "http://", "https://x/y"])
+@pytest.mark.parametrize("url", ["localhost:9324", "ftp://x", "http://"])
 def test_an_endpoint_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^sqs_endpoint: .* is no endpoint: use https://HOST"):
         load_config(None, sqs_endpoint=url)
