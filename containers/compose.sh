@@ -87,10 +87,12 @@ up)
     ! is_out_of_date || give_back # its container is going to be replaced
     "${compose[@]}" up --detach
     wait_for_agent
+    task=examples/two-steps/task.yaml
+    [ "${FLEET_DOCKER:-}" != 1 ] || task="TASK    # one that names an image: it takes no others"
     cat <<TELL
 An agent takes the tasks of $FLEET_DIR. To submit there, and to see what it does:
     export SIMAGENT_STATE_DIR=$FLEET_DIR
-    simagent submit examples/two-steps/task.yaml
+    simagent submit $task
     containers/compose.sh logs -f agent
 TELL
     ;;
