@@ -1,6 +1,7 @@
 """`simagent images`, and what `simagent run` says of images: the messages, and the exit codes."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def test_a_failed_pull_names_the_image_once(cli: Cli, apptainer: Apptainer) -> N
         ("none.sif", "file://{}", "there is no {} on the agent's machine: put it there"),
         ("folder.sif", "file://{}", "{} is a folder: name a SIF file"),
         ("empty.sif", "file://{}", "{} has 0 bytes only: make it again"),
+        ("pipe.sif", "file://{}", "{} is a pipe or a device: name a file"),
+        ("pipe.sif", "oci-archive:{}", "{} is a pipe or a device: name a file"),
     ],
 )
 def test_a_file_that_is_no_image(
@@ -70,6 +73,7 @@ def test_a_file_that_is_no_image(
 ) -> None:
     (cli.folder / "folder.sif").mkdir()
     (cli.folder / "empty.sif").touch()
+    os.mkfifo(cli.folder / "pipe.sif")
     path = cli.folder / name
     said = with_apptainer_alone(cli)("images", "pull", image.format(path), code=1).stderr
     assert told.format(path) in said
@@ -80,6 +84,9 @@ def test_an_archive_that_is_a_folder_is_not_waited_for(cli: Cli, docker_engine: 
     image = f"docker-archive:{cli.folder}"
     said = cli("run", "-", stdin=task(image), code=1).stdout
     assert f"image {image} is a folder" in said
+    os.mkfifo(cli.folder / "pipe")
+    said = cli("run", "-", stdin=task(f"{image}/pipe"), code=1).stdout
+    assert f"{cli.folder}/pipe is a pipe or a device" in said
 
 
 def test_an_image_in_use_stays_and_that_is_said(

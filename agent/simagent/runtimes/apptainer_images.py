@@ -21,7 +21,7 @@ from simagent.runtimes.apptainer_build import Builder, Source, disk_error
 from simagent.runtimes.apptainer_program import ApptainerProgram
 from simagent.runtimes.image_records import ImageRecord, ImageRecords
 from simagent.runtimes.registry import Registry
-from simagent.runtimes.sif import check_sif, checksum, unreadable
+from simagent.runtimes.sif import check_kind, check_sif, checksum, unreadable
 from simagent.runtimes.sif_store import SifStore
 from simagent.runtimes.workplace import aside, clear_workplaces, workplace
 
@@ -120,7 +120,7 @@ class ApptainerImages:
     def _digest_of(self, path: Path, *wakes: Waitable) -> str:
         """Give the digest of a file of this machine, computed anew only where it has changed."""
         try:
-            status = path.stat()
+            status = check_kind(path)
             stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             known = self._sums.get(path)
             if known is None or known[0] != stamp:

@@ -32,6 +32,7 @@ from simagent.runtimes.docker_engine import (
 )
 from simagent.runtimes.docker_pull import LOCAL_SILENCE, Job, attend, explain, pull
 from simagent.runtimes.image_records import ImageRecord, ImageRecords
+from simagent.runtimes.sif import check_kind
 
 _SILENCE = 60.0
 _CHUNK = 1024 * 1024
@@ -280,7 +281,7 @@ class DockerImages:
 def _signature(ref: ImageRef) -> list[int]:
     """Give what changes with a file. Raises `ImageError` where there is none."""
     try:
-        stat = Path(ref.path).stat()
+        stat = check_kind(Path(ref.path))
     except OSError as error:
         gone = isinstance(error, FileNotFoundError | NotADirectoryError)
         message = missing_file(ref) if gone else f"image {ref}: {error.strerror}"

@@ -6,6 +6,7 @@ The layout is that of https://github.com/apptainer/sif: a header of 128 bytes, l
 import hashlib
 import os
 import platform
+import stat
 import struct
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def check_sif(path: Path, *, size: int | None = None) -> None:
     in bytes. Raises `ImageError`.
     """
     try:
+        check_kind(path)
         with path.open("rb") as file:
             head = file.read(_HEADER.size)
             found = os.fstat(file.fileno()).st_size
@@ -67,6 +69,17 @@ def check_sif(path: Path, *, size: int | None = None) -> None:
         raise ImageError(
             Reason.IMAGE_PLATFORM, f"{path} is for {made_for}, this machine is {architecture()}"
         )
+
+
+def check_kind(path: Path) -> os.stat_result:
+    """Look at a file without opening it, as a pipe can be waited for without an end.
+
+    Raises OSError, and `ImageError` where it is neither a file nor a folder.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ImageError(Reason.IMAGE_CORRUPT, f"{path} is a pipe or a device: name a file")
+    return status
 
 
 def unreadable(path: Path, error: OSError) -> ImageError:
