@@ -88,7 +88,7 @@ up)
     "${compose[@]}" up --detach
     wait_for_agent
     task=examples/two-steps/task.yaml
-    [ "${FLEET_DOCKER:-}" != 1 ] || task="TASK    # one that names an image: it takes no others"
+    [ -z "${FLEET_DOCKER:-}" ] || task="TASK    # one that names an image: it takes no others"
     cat <<TELL
 An agent takes the tasks of $FLEET_DIR. To submit there, and to see what it does:
     export SIMAGENT_STATE_DIR=$FLEET_DIR
