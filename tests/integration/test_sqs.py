@@ -68,6 +68,26 @@ def test_a_malformed_bell_is_a_dead_letter(tmp_path: Path, moto: Moto, name: str
         rig.until(lambda: count(moto, name) == 0)
 
 
+def test_a_queue_that_was_deleted_with_its_bells_costs_no_task(
+    tmp_path: Path, moto: Moto, name: str
+) -> None:
+    rig = rig_of(tmp_path, moto, name)
+    go = tmp_path / "go"
+    runs = rig.submit({"run": f"until [ -e {go} ]; do sleep 0.1; done", "shell": True})
+    with rig.agent():
+        rig.until(lambda: rig.running(runs))
+        waits = rig.submit("true")
+        sqs = client(moto)
+        sqs.delete_queue(QueueUrl=sqs.get_queue_url(QueueName=name)["QueueUrl"])
+        unheard = rig.submit("true")
+        go.touch()
+        assert rig.finish(runs).status == "succeeded"
+        create_queue(name, region=moto.region, endpoint=moto.endpoint)
+        for task in (waits, unheard):
+            assert rig.finish(task).status == "succeeded"
+        rig.until(lambda: count(moto, name) == 0)
+
+
 def test_a_drain_does_not_wait_for_the_poll(tmp_path: Path, moto: Moto, name: str) -> None:
     rig = rig_of(tmp_path, moto, name, renew_every=20.0, lease_ttl=60.0)
     polling = threading.Event()

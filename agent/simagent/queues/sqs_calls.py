@@ -12,9 +12,10 @@ from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailable
 LONGEST_POLL = 20
 """Seconds: what SQS takes for a long poll at most."""
 
-# Of the short calls the agent's loop waits for the answer: two tries, each 2 s to connect and 5 s
-# to answer. A poll is tried once, for the loop does the next; and SQS answers it when it is over.
-_CONNECT, _ANSWER = 2, 5
+# The agent's loop waits for the answers, and systemd's watchdog for the loop: two tries, each 2 s
+# to connect and 4 s to answer. A poll is tried once, for the loop makes the next; SQS answers it
+# when its time is over.
+_CONNECT, _ANSWER = 2, 4
 _SHORT = BotoConfig(
     connect_timeout=_CONNECT,
     read_timeout=_ANSWER,
