@@ -15,6 +15,9 @@ from simagent.ports.queue import Message, Queue, QueueRefusedError, QueueUnavail
 from simagent.queues.sqs import DEAD, SqsQueue, create_queue
 from simagent.wiring import open_queue, try_queue
 
+# For the credentials that come with it.
+pytestmark = pytest.mark.usefixtures("moto")
+
 CLOCK = SystemClock()
 
 
@@ -220,7 +223,6 @@ def test_a_queue_that_is_gone_is_named_and_found_again(queue: ListedQueue, moto:
         ("UnsupportedOperation", "can\nnot", 400, QueueRefusedError, "sqs:SendMessage: can not"),
     ],
 )
-@pytest.mark.usefixtures("moto")
 def test_an_error_says_in_a_line_what_is_wrong(
     code: str, said: str, status: int, kind: type[Exception], words: str
 ) -> None:
@@ -245,7 +247,6 @@ def test_an_error_says_in_a_line_what_is_wrong(
         ),
     ],
 )
-@pytest.mark.usefixtures("moto")
 def test_a_receipt_that_sqs_calls_expired_changes_nothing(code: str, said: str) -> None:
     with SqsAnswers(code=code, said=said) as server:
         queue = at(server)
@@ -255,7 +256,6 @@ def test_a_receipt_that_sqs_calls_expired_changes_nothing(code: str, said: str) 
         assert "SendMessage" not in server.calls
 
 
-@pytest.mark.usefixtures("moto")
 def test_a_server_that_is_away_is_an_outage() -> None:
     with SqsAnswers() as server:
         queue = at(server)
@@ -273,7 +273,6 @@ def test_credentials_are_looked_for_again(queue: ListedQueue) -> None:
     queue.send("x")
 
 
-@pytest.mark.usefixtures("moto")
 def test_no_region_is_named() -> None:
     with pytest.raises(QueueRefusedError, match="no region is known: set sqs_region"):
         SqsQueue("q", "default", CLOCK).send("x")
