@@ -431,6 +431,20 @@ def test_a_stop_while_the_engine_is_away_is_done_when_it_is_back(apart: Box) -> 
     assert finish(apart, step).stopped
 
 
+def test_an_engine_that_hung_hears_of_the_stop_afterwards(apart: Box) -> None:
+    apart.runtime = DockerRuntime(DockerEngine(apart.engine.host, timeout=0.5), False, "me")
+    step = apart.runtime.start(apart.plan("sh", "-c", "echo here; sleep 600"))
+    until(lambda: apart.out)
+    assert step.wait(0.2) is None
+    apart.engine.freeze()
+    try:
+        step.stop(0)
+        assert step.wait(3) is None
+    finally:
+        apart.engine.thaw()
+    assert finish(apart, step).stopped
+
+
 def test_a_stop_goes_on_without_the_agent(apart: Box) -> None:
     code = "trap '' TERM; echo here; while :; do sleep 0.05; done"
     plan = apart.plan("sh", "-c", code)

@@ -194,15 +194,26 @@ class DockerStep:
     def _send_stop(self, deadline: float | None = None) -> None:
         """Let the engine end the container by then; it goes on with that without the agent."""
         deadline = self._order() if deadline is None else deadline
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        grace = max(0, math.ceil((deadline or now) - now))
+
+        def once() -> None:
+            found = self._engine.find(self._name)
+            if found is not None and found["State"]["Paused"]:
+                self._engine.ask(lambda client: client.unpause(self._name))
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            grace = max(0, math.ceil((deadline or now) - now))
+            self._engine.ask(lambda client: client.stop(self._name, timeout=grace))
 
         def stop() -> None:
-            with suppress(EngineAwayError, EngineRefusedError):  # it has ended, or is told again
-                found = self._engine.find(self._name)
-                if found is not None and found["State"]["Paused"]:
-                    self._engine.ask(lambda client: client.unpause(self._name))
-                self._engine.ask(lambda client: client.stop(self._name, timeout=grace))
+            # Also an engine that hung for a while, and breaks nothing off, may not have heard it.
+            while not self._over.is_set():
+                try:
+                    once()
+                except EngineAwayError:
+                    time.sleep(_LOOK_EVERY)
+                except EngineRefusedError:
+                    return  # it has ended
+                else:
+                    return
 
         threading.Thread(target=stop, name=f"stop {self._name}", daemon=True).start()
 
