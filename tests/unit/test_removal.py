@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fakes.capsules import NOBODY, as_user
+from simagent.runtimes.workplace import remove_folder
 from simagent.transfer.removal import remove_tree, walk
 from simagent.worker.disk import used_bytes
 from simagent.worker.journal import Journals
@@ -85,3 +86,10 @@ def test_a_deep_tree_is_counted(left: Path) -> None:
     assert used >= 10_000
     assert all_of_it
     remove_tree(left)
+
+
+def test_an_image_that_is_unpacked_very_deep_ends_nothing(left: Path) -> None:
+    deep(left)
+    remove_folder(left)
+    remove_tree(left)
+    assert not left.exists()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -217,9 +218,10 @@ def _written(folder: Path) -> int:
     """Count the bytes that were downloaded, and those of the image file."""
     found = 0
     layers = (file for bundle in folder.glob("home/bundle-temp-*") for file in bundle.rglob("*"))
-    for path in (folder / "image.sif", *layers):
-        with suppress(OSError):
-            found += path.lstat().st_size
+    with suppress(OSError, RecursionError):  # it is moved meanwhile, or a thousand folders deep
+        for path in chain([folder / "image.sif"], layers):
+            with suppress(OSError):
+                found += path.lstat().st_size
     return found
 
 

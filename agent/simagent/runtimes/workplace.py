@@ -54,14 +54,19 @@ def clear_workplaces(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of what images hold, also what not even its owner may enter."""
-    for path, folders, _ in os.walk(folder):
-        for name in folders:
-            each = Path(path, name)
-            with suppress(OSError):
-                if not each.is_symlink():
-                    each.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder of what images hold, also what not even its owner may enter.
+
+    What is a thousand folders deep stays: Python's own means call themselves for each.
+    """
+    with suppress(RecursionError):
+        for path, folders, _ in os.walk(folder):
+            for name in folders:
+                each = Path(path, name)
+                with suppress(OSError):
+                    if not each.is_symlink():
+                        each.chmod(0o700)
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def aside(call: Callable[[], T], *wakes: Waitable, limit: float) -> T:
