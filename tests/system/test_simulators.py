@@ -54,7 +54,7 @@ def test_a_simulator_runs_its_case(
 @pytest.mark.timeout(1800)
 def test_the_example_with_an_image(docker_engine: Engine, folder: Path) -> None:
     env = {name: value for name, value in os.environ.items() if "SIMAGENT_" not in name}
-    env |= docker_engine.env | {"SIMAGENT_STATE_DIR": str(folder / "state")}
+    env |= {**docker_engine.env, "SIMAGENT_STATE_DIR": str(folder / "state")}
     subprocess.run(
         [sys.executable, "-m", "shelf", "build", "lammps"],
         env=env | {"PYTHONPATH": str(ROOT)},
