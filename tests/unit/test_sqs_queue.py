@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import pytest
 
@@ -13,6 +14,7 @@ from simagent.config import ConfigError, load_config
 from simagent.ports.clock import SystemClock, Wake
 from simagent.ports.queue import Message, Queue, QueueRefusedError, QueueUnavailableError
 from simagent.queues.sqs import DEAD, SqsQueue, create_queue
+from simagent.queues.sqs_poll import Poll
 from simagent.wiring import open_queue, try_queue
 
 # For the credentials that come with it.
@@ -60,6 +62,27 @@ def test_a_message_for_a_poll_that_was_left_is_given_back(queue: ListedQueue) ->
     queue.send("x")
     assert must_receive(queue).body == "x"
     assert CLOCK.now() - began < 15
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_poll_brings_is_given_back_once_it_is_left(when: str) -> None:
+    message, came = Message("x", "receipt", 1), threading.Event()
+    returned = SimpleQueue[Message]()
+
+    def call() -> Message:
+        came.wait(60)
+        return message
+
+    poll = Poll(call, returned.put)
+    if when == "before":
+        poll.leave()
+    came.set()
+    assert CLOCK.wait(60, poll)
+    if when == "after":
+        assert returned.empty()
+        assert poll.result() == message
+        poll.leave()
+    assert returned.get(timeout=60) == message
 
 
 def test_a_poll_that_is_left_in_a_stall_holds_nobody_up() -> None:
@@ -120,6 +143,15 @@ def test_a_large_message_with_a_long_reason_becomes_a_dead_letter(queue: ListedQ
     ((body, reason),) = queue.dead_letters()
     assert body == "\U0001d11e" * 20_000
     assert reason == "?" * 1_000
+
+
+def test_what_cannot_become_a_dead_letter_is_not_lost(moto: Moto, name: str) -> None:
+    client(moto).create_queue(QueueName=name)
+    queue = SqsQueue(name, "default", CLOCK, region=moto.region, endpoint=moto.endpoint)
+    queue.send("no bell")
+    with pytest.raises(QueueRefusedError, match=f"sqs://{name}-dead .* does not exist"):
+        queue.reject(must_receive(queue), "bad")
+    assert count(moto, name) == 1
 
 
 def test_delays_and_visibilities_beyond_those_of_sqs_are_cut(
