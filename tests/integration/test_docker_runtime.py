@@ -25,6 +25,7 @@ from simagent.runtimes import records
 from simagent.runtimes.docker import DockerRuntime
 from simagent.runtimes.docker_container import container_name
 from simagent.runtimes.docker_engine import DockerEngine
+from simagent.runtimes.process import ProcessRuntime
 
 BUSYBOX = Path("/bin/busybox")
 WAIT_FOR_GO = "echo here; while [ ! -e go ]; do sleep 0.02; done; exit 9"
@@ -240,6 +241,13 @@ def test_nothing_is_asked_of_the_engine_about_steps_of_others(tmp_path: Path) ->
 
 
 # --- Crashes, at each point ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["docker", "process"])
+def test_a_mark_that_cannot_be_set_ends_no_agent(tmp_path: Path, kind: str) -> None:
+    (tmp_path / shim.ATTENTION).symlink_to(tmp_path / "none" / "none")
+    docker = DockerRuntime(DockerEngine(f"unix://{tmp_path}/none"), False, "me")
+    (docker if kind == "docker" else ProcessRuntime()).keep_alive(tmp_path)
 
 
 def test_what_was_made_and_not_started_is_made_anew(here: Box) -> None:

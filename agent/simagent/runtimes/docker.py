@@ -14,7 +14,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +154,10 @@ class DockerRuntime:
 
     def keep_alive(self, folder: Path) -> None:
         """Tell the steps whose records are in ``folder`` that an agent looks after them."""
-        if folder.is_dir():
-            (folder / shim.ATTENTION).touch(mode=0o600)
+        # A disk that is full or read-only just now is no reason to end the agent.
+        with suppress(OSError):
+            if folder.is_dir():
+                (folder / shim.ATTENTION).touch(mode=0o600)
 
     def reap(self, known: Callable[[Path], bool]) -> int:
         """End and remove what no attempt knows; tell how much that was."""

@@ -211,8 +211,10 @@ class ProcessRuntime:
 
     def keep_alive(self, folder: Path) -> None:
         """Tell the steps whose records are in ``folder`` that an agent looks after them."""
-        if folder.is_dir():
-            (folder / shim.ATTENTION).touch(mode=0o600)
+        # A disk that is full or read-only just now is no reason to end the agent.
+        with suppress(OSError):
+            if folder.is_dir():
+                (folder / shim.ATTENTION).touch(mode=0o600)
 
     def reap(self, known: Callable[[Path], bool]) -> int:
         """Nothing: the shim of a step whose attempt is gone ends it and leaves nothing."""
