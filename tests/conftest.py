@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["engines.fixtures", "fakes.aws"]
+pytest_plugins = ["engines.fixtures", "fakes.aws", "fakes.s3"]
 
 _OF_THE_MACHINE = "machine: "
 """How a reason to skip begins where nothing that could be installed would help."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
@@ -30,6 +30,7 @@ _NO_SETTINGS = {"CONFIG", "DEBUG", "TASK_ID", "EPOCH", "ARRAY_INDEX"}
 """Of the command line, and of tasks, from within which it may be called."""
 _NO_SETTINGS_BEGIN = ("TEST_", "FAULTS_", "CHAOS_")
 """Of the project's own tests."""
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
 class ConfigError(Exception):
@@ -72,7 +73,21 @@ def _check_endpoint(value: str) -> str:
 
 
 def _check_store(value: str) -> str:
-    return _check_url(value, "file", "file:///DIR")
+    if value.startswith("s3:"):
+        return _check_bucket(value)
+    return _check_url(value, "file", "file:///DIR or s3://BUCKET/PREFIX")
+
+
+def _check_bucket(value: str) -> str:
+    parts = urlsplit(value)
+    if not _BUCKET.fullmatch(parts.netloc):
+        raise ValueError(f"{value!r} names no bucket: use s3://BUCKET/PREFIX")
+    if "?" in value or "#" in value:
+        raise ValueError(f"{value!r} has more than a path: in a name write %3F for ?, %23 for #")
+    prefix = unquote(parts.path).strip("/")
+    if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise ValueError(f"{value!r} has an empty part, or . or .., in its prefix: leave it out")
+    return value
 
 
 def _check_url(value: str, scheme: str, example: str) -> str:
@@ -124,13 +139,32 @@ class Config(BaseSettings):
     sqs_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
         None, description="URL of an SQS-compatible server; default: that of AWS."
     )
+    s3_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
+        None, description="URL of the S3 that has the store; default: AWS."
+    )
+    s3_region: str | None = Field(
+        None, description="Region of the bucket; default: what boto3 finds (AWS_REGION, a profile)."
+    )
+    s3_path_style: bool | None = Field(
+        None,
+        description="Name the bucket in the path, not the host; default: where s3_endpoint is set.",
+    )
+    s3_ca_bundle: Annotated[Path, AfterValidator(_at_home)] | None = Field(
+        None, description="File with the certificates to trust for S3."
+    )
+    s3_kms_key: str | None = Field(
+        None,
+        description="Key of AWS KMS that objects are encrypted with; default: the bucket's way.",
+    )
     group: Name = Field("default", description="Machine group whose tasks the agent takes.")
     project: Name = Field("default", description="Project of tasks that name none.")
     agent: Annotated[str, AfterValidator(check_name)] | None = Field(
         None, description="Name of this agent; default: made once, and kept in the state folder."
     )
-    allow_process: bool = Field(
-        True, description="Run commands of tasks as programs of this machine."
+    allow_process: bool | None = Field(
+        None,
+        description="Run commands of tasks as programs of this machine; "
+        "default: with sqlite and file alone.",
     )
     runtimes: tuple[Literal["docker", "apptainer"], ...] = Field(
         ("docker", "apptainer"), description="What runs images, the preferred one first."
@@ -210,6 +244,19 @@ class Config(BaseSettings):
     def store_url(self) -> str:
         """The store, also where none was named."""
         return self.store or f"file://{quote(str(self.state_dir.absolute()))}/store"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether queue and store are of this machine alone."""
+        return self.queue_url.startswith("sqlite:") and self.store_url.startswith("file:")
+
+    @property
+    def process_allowed(self) -> bool:
+        """Whether tasks may run programs of this machine.
+
+        Not by default where others reach queue and store: it is not for them to use as its user.
+        """
+        return self.embedded if self.allow_process is None else self.allow_process
 
     @classmethod
     def settings_customise_sources(

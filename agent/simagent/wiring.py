@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from simagent.ports.images import Images
 from simagent.ports.launcher import Launcher
 from simagent.ports.queue import Queue, QueueRefusedError, QueueUnavailableError
 from simagent.ports.runtime import Runtime
-from simagent.ports.store import Store
+from simagent.ports.store import Store, StoreUnavailableError
 
 if TYPE_CHECKING:  # clients need no worker: they start faster without
     from simagent.queues.sqs import SqsQueue
@@ -27,14 +28,42 @@ if TYPE_CHECKING:  # clients need no worker: they start faster without
     from simagent.worker.sweep import Sweeper
 
 
-def open_store(config: Config, *, existing: bool = False) -> Store:
+def open_store(
+    config: Config, *, existing: bool = False, prove: bool = False, lease: bool = False
+) -> Store:
     """Make the store, one that was there before if ``existing``.
 
+    ``prove`` is for who relies on its conditional writes: where they might be missing they are
+    tried, at once or, of an ``existing`` store or one that cannot be reached, with the first.
+    ``lease`` is for renewals, which wait for no answer for long.
     Raises `simagent.ports.store.StoreRefusedError`.
     """
+    if _scheme(config.store_url) == "s3":
+        return _open_s3(config, existing=existing, prove=prove, lease=lease)
     from simagent.stores.directory import DirectoryStore
 
     return DirectoryStore(_path(config.store_url), existing=existing)
+
+
+def _open_s3(config: Config, *, existing: bool, prove: bool, lease: bool) -> Store:
+    from simagent.stores.s3 import S3Store
+    from simagent.stores.s3_calls import LEASE_ANSWER, LEASE_CONNECT, Access
+
+    access = Access(
+        endpoint=config.s3_endpoint,
+        region=config.s3_region,
+        path_style=config.s3_path_style,
+        ca_bundle=config.s3_ca_bundle,
+        kms_key=config.s3_kms_key,
+    )
+    if lease:
+        access = replace(access, connect=LEASE_CONNECT, answer=LEASE_ANSWER)
+    store = S3Store(config.store_url, access, prove=prove)
+    if prove and not existing:
+        # An outage passes, and the agent has more to do meanwhile than to start again and again.
+        with suppress(StoreUnavailableError):
+            store.prove()
+    return store
 
 
 def open_queue(config: Config, group: str) -> Queue:
@@ -220,11 +249,10 @@ def open_context(config: Config) -> "Context":
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
     settings = Settings(
         group=config.group,
-        allow_process=config.allow_process,
+        allow_process=config.process_allowed,
         # With engines that others reach, a task could read the files of a machine that is not
         # its user's.
-        allow_file_inputs=_scheme(config.queue_url) == "sqlite"
-        and _scheme(config.store_url) == "file",
+        allow_file_inputs=config.embedded,
         pass_env=config.pass_env,
         orphan_limit=config.orphan_limit,
         pack_threads=config.pack_threads or len(os.sched_getaffinity(0)),
@@ -243,8 +271,9 @@ def open_context(config: Config) -> "Context":
     journals = Journals(config.state_dir)
     existing = not journals.empty
     return Context(
-        ledger=Ledger(open_store(config, existing=existing)),
-        lease_ledger=Ledger(open_store(config, existing=True)),  # what it renews was claimed there
+        ledger=Ledger(open_store(config, existing=existing, prove=True)),
+        # What it renews was claimed there.
+        lease_ledger=Ledger(open_store(config, existing=True, lease=True)),
         queue=open_queue(config, config.group),
         clock=SystemClock(),
         times=config.times,
@@ -262,7 +291,7 @@ def open_sweeper(config: Config) -> "Sweeper":
     from simagent.worker.receive import Judge
     from simagent.worker.sweep import Sweeper
 
-    ledger, clock = Ledger(open_store(config)), SystemClock()
+    ledger, clock = Ledger(open_store(config, prove=True)), SystemClock()
     judge = Judge(ledger, clock, config.times, can_run=lambda _spec: None)
     queue = open_queue(config, config.group)
     return Sweeper(ledger, queue, clock, config.times, judge, group=config.group)

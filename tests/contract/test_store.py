@@ -4,16 +4,17 @@ To hold a new engine to it, add a line to `OPENERS`.
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from fakes.actors import Actor, create, increment, overwrite, read_while, together, write_and_delete
 from fakes.clock import FakeClock
 from fakes.faults import Faults, FaultyStore
+from fakes.s3 import ENDPOINT, make_store
 from fakes.store import MemoryStore
 from simagent.ports.store import (
     NotFoundError,
@@ -22,6 +23,7 @@ from simagent.ports.store import (
     StoreRefusedError,
 )
 from simagent.stores.directory import DirectoryStore
+from simagent.stores.s3 import S3Store
 
 Opener = Callable[[], Store]
 
@@ -30,26 +32,33 @@ def _always(store: Store) -> Opener:
     return lambda: store
 
 
-# Each makes, for a fresh folder, what opens the same store again and again.
-OPENERS: dict[str, Callable[[Path], Opener]] = {
-    "memory": lambda folder: _always(MemoryStore()),
-    "faulty": lambda folder: _always(FaultyStore(MemoryStore(), Faults(FakeClock()))),
-    "directory": lambda folder: partial(DirectoryStore, folder / "store"),
+def _s3(request: pytest.FixtureRequest) -> Opener:
+    return partial(make_store, request.getfixturevalue("bucket"))
+
+
+# Each makes, for one test, what opens the same store again and again.
+OPENERS: dict[str, Callable[[pytest.FixtureRequest], Opener]] = {
+    "memory": lambda request: _always(MemoryStore()),
+    "faulty": lambda request: _always(FaultyStore(MemoryStore(), Faults(FakeClock()))),
+    "directory": lambda request: partial(
+        DirectoryStore, request.getfixturevalue("tmp_path") / "store"
+    ),
+    "s3": _s3,
 }
 # Those that other processes can open, too.
-SHARED = ["directory"]
+SHARED = ["directory", "s3"]
 
 MEGABYTE = 1 << 20
 
 
 @pytest.fixture(params=OPENERS)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return OPENERS[request.param](tmp_path)
+def opener(request: pytest.FixtureRequest) -> Opener:
+    return OPENERS[request.param](request)
 
 
 @pytest.fixture(params=SHARED)
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
-    return OPENERS[request.param](tmp_path)
+def shared(request: pytest.FixtureRequest) -> Opener:
+    return OPENERS[request.param](request)
 
 
 @pytest.fixture
@@ -147,6 +156,8 @@ def test_a_prefix_cannot_lead_elsewhere(store: Store) -> None:
 
 def test_keys_may_hold_any_text(store: Store) -> None:
     names = ["p/a b", "p/%41", "p/é€𝄞", "p/a'b\"", "p/-rf", "p/.hidden", "p/a\nb", "p/a\\b", "p/~"]
+    if isinstance(store, S3Store) and not os.environ.get(ENDPOINT):
+        names.remove("p/a\nb")  # which moto cannot have, other than S3
     for name in names:
         store.put(name, name.encode())
     assert keys(store, "p/") == sorted(names, key=str.encode)

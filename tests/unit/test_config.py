@@ -136,3 +136,34 @@ def test_a_table_in_a_variable_that_is_no_json_is_named(monkeypatch: pytest.Monk
 def test_other_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "x")
     load_config(None)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:///prefix", "names no bucket"),
+        ("s3://a_b:80/prefix", "names no bucket"),
+        ("s3://bucket/a//b", "empty part"),
+        ("s3://bucket/a/../b", "empty part"),
+        ("s3://bucket/a?b", "write %3F for ?"),
+        ("gs://bucket/a", "use file:///DIR or s3://BUCKET/PREFIX"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused(url: str, words: str) -> None:
+    found = refusal(store=url)
+    assert found.startswith("store: ")
+    assert words in found
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://my.bucket-1/a/b%3F/"])
+def test_a_bucket_is_a_store(url: str) -> None:
+    assert load_config(None, store=url).store_url == url
+
+
+def test_tasks_run_programs_of_a_machine_that_is_theirs_alone_or_that_says_so() -> None:
+    assert load_config(None).process_allowed
+    assert not load_config(None, allow_process=False).process_allowed
+    for fleet in ({"store": "s3://bucket"}, {"queue": "sqs://simagent-{group}"}):
+        assert not load_config(None, **fleet).process_allowed
+        assert load_config(None, **fleet, allow_process=True).process_allowed

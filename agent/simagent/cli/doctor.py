@@ -91,7 +91,7 @@ def _state_dir(config: Config) -> Iterator[Check]:
 def _store(config: Config) -> Iterator[Check]:
     key = f"doctor/{secrets.token_hex(8)}"
     try:
-        store = open_store(config)
+        store = open_store(config, prove=True)
         etag = store.put(key, b"1", if_absent=True)
         store.put(key, b"2", if_match=etag)
         works = store.get(key).data == b"2"
@@ -122,7 +122,7 @@ def _mpi(config: Config) -> Iterator[Check]:
 
 
 def _isolation(config: Config) -> Iterator[Check]:
-    if config.allow_process:
+    if config.process_allowed:
         text = (
             f"commands of tasks run as this user (uid {os.geteuid()}) and may do what it may, "
             "also read its files and credentials: run only tasks you trust"
@@ -149,7 +149,7 @@ def _runtimes(config: Config) -> Iterator[Check]:
             yield Check(name, "ok", f"{first}{chosen if name == working[0] else ''}")
             for note in notes:
                 yield Check(name, "note", note)
-    if not working and not config.allow_process:
+    if not working and not config.process_allowed:
         text = "allow_process is off, and nothing runs images: no task can run here"
         yield Check("runtime", "missing", text, "SIMAGENT_ALLOW_PROCESS=true, or one of the above")
 

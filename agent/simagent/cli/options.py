@@ -20,7 +20,11 @@ Queue = Annotated[
 ]
 Store = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Object store: file:///DIR. [SIMAGENT_STORE]"),
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Object store: file:///DIR or s3://BUCKET/PREFIX. [SIMAGENT_STORE]",
+    ),
 ]
 StateDir = Annotated[
     Path | None,

@@ -87,7 +87,7 @@ def _take_place(config: Config, spec: Spec, stack: ExitStack) -> Occupant | None
 def _check(spec: Spec, config: Config) -> None:
     """Find what would keep the agent of this process from the task. Raises `UsageError`."""
     has_mpi = asks_for_mpi(spec) and open_launcher(config) is not None
-    allowed = config.allow_process
+    allowed = config.process_allowed
     found = refusal(
         spec,
         runtimes=open_runtimes(config),

@@ -1,0 +1,157 @@
+"""What S3 and boto3 say when something fails, in the words of the store's port."""
+
+from dataclasses import dataclass
+
+from botocore import exceptions as boto
+
+from simagent.ports.store import (
+    NoSpaceError,
+    NotFoundError,
+    PreconditionError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+
+NO_CONDITIONS = (
+    "the endpoint has no conditional writes (If-None-Match, If-Match), which keep two agents from "
+    "one task: use a store that has them, as AWS, MinIO and Ceph RGW"
+)
+
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"}
+_REGION = {
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "TemporaryRedirect",
+}
+_FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
+# Answered with 400 to 409, and yet worth another try.
+_PASSING = {
+    "BadDigest",
+    "IncompleteBody",
+    "NoSuchUpload",
+    "OperationAborted",
+    "RequestThrottled",
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+_NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError)
+_LOG_IN = (boto.UnauthorizedSSOTokenError, boto.SSOTokenLoadError, boto.TokenRetrievalError)
+_MISTAKES = (
+    boto.InvalidRegionError,
+    boto.NoRegionError,
+    boto.ParamValidationError,
+    boto.ProfileNotFound,
+    boto.UnsupportedS3ConfigurationError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a store is, for messages."""
+
+    bucket: str
+    prefix: str
+    endpoint: str | None
+
+    def __str__(self) -> str:
+        at = f" at {self.endpoint}" if self.endpoint else ""
+        return f"s3://{self.bucket}/{self.prefix.rstrip('/')}{at}"
+
+
+def code_of(error: Exception) -> str:
+    """Give the code of an answer that tells of a failure; empty where there was none."""
+    if not isinstance(error, boto.ClientError):
+        return ""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def status_of(error: Exception) -> int:
+    """Give the HTTP status of an answer that tells of a failure; 0 where there was none."""
+    if not isinstance(error, boto.ClientError):
+        return 0
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def classify(
+    error: Exception, place: Place, key: str = "", *, conditional: bool = False
+) -> StoreError:
+    """Make of what boto3 raised what the port promises; ``key`` is that of the object."""
+    if isinstance(error, boto.ClientError):
+        return _answered(error, place, key, conditional=conditional)
+    said = " ".join(str(error).split())
+    if isinstance(error, _NO_KEYS):
+        return StoreRefusedError(
+            f"{place}: no credentials found: give this machine a role, or set AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    if isinstance(error, _LOG_IN):
+        return StoreRefusedError(f"{place}: the login is over, log in again: {said}")
+    if isinstance(error, _MISTAKES):
+        return StoreRefusedError(f"{place}: {said}")
+    if isinstance(error, boto.SSLError):
+        return StoreUnavailableError(
+            f"{place}: no trusted connection; a CA of your own goes into s3_ca_bundle: {said}"
+        )
+    if isinstance(error, boto.FlexibleChecksumError):
+        return StoreUnavailableError(f"{place}: {key} did not arrive as it was stored: {said}")
+    return StoreUnavailableError(f"{place} does not answer: {said}")
+
+
+def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: bool) -> StoreError:
+    code, status = code_of(error), status_of(error)
+    said = " ".join(str(error.response.get("Error", {}).get("Message", "")).split()) or code
+    action = f"s3:{error.operation_name}"
+    if conditional and (status in (409, 412) or code == "NoSuchKey"):
+        return PreconditionError(f"{key}: {said}")
+    if conditional and (status == 501 or code == "NotImplemented"):
+        return StoreRefusedError(f"{place}: {NO_CONDITIONS}")
+    if code == "NoSuchBucket":
+        return StoreRefusedError(
+            f"{place}: there is no bucket {place.bucket}: create it, or name another store"
+        )
+    if code in ("NoSuchKey", "404"):
+        return NotFoundError(f"{place}: no object {key}")
+    if code in _CLOCK:
+        return StoreUnavailableError(
+            f"{place}: this machine's clock is wrong, set it (timedatectl set-ntp true): {said}"
+        )
+    if code in EXPIRED:
+        return StoreUnavailableError(f"{place}: the credentials have expired: renew them")
+    if code in _KEYS:
+        return StoreRefusedError(
+            f"{place} does not take the credentials, check them (AWS_ACCESS_KEY_ID and "
+            f"AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role): {said}"
+        )
+    if code in _REGION or status in (301, 307):
+        return StoreRefusedError(
+            f"{place}: the bucket is in another region: set s3_region to it: {said}"
+        )
+    if code in _FULL or status == 507:
+        return NoSpaceError(f"{place} is full: {said}")
+    if code in _PASSING or status in (408, 429) or (status >= 500 and status != 501):
+        return StoreUnavailableError(f"{place}: {action}: {said}")
+    if status == 403:
+        return StoreRefusedError(
+            f"{place}: {_permission(error.operation_name)} is not allowed: give the credentials "
+            f"that permission: {said}"
+        )
+    return StoreRefusedError(f"{place}: {action}: {said} ({code}, HTTP {status})")
+
+
+def _permission(operation: str) -> str:
+    """Name the IAM action that allows a call; without s3:ListBucket a missing object is a 403."""
+    return {
+        "AbortMultipartUpload": "s3:AbortMultipartUpload",
+        "DeleteObject": "s3:DeleteObject",
+        "GetObject": "s3:GetObject or s3:ListBucket",
+        "HeadObject": "s3:GetObject or s3:ListBucket",
+        "ListObjectsV2": "s3:ListBucket",
+    }.get(operation, "s3:PutObject")
