@@ -117,7 +117,7 @@ class Recorder:
 
     def tasks(self) -> Iterator[Task]:
         """Read all tasks that have a state."""
-        for path in sorted(self._run.glob(STATES)):
+        for path in sorted(_find(self._run, STATES)):
             task = Task(path.parent.name, path.parent, json.loads(path.read_bytes()))
             truth = self._run / "truth" / task.id
             if truth.is_dir():
@@ -223,13 +223,13 @@ class Recorder:
             yield f"{missing}: it was accepted and is gone"
 
     def _open(self) -> Iterator[str]:
-        for path in sorted(self._run.glob(STATES)):
+        for path in sorted(_find(self._run, STATES)):
             state = json.loads(path.read_bytes())
             if state["status"] not in ENDED:
                 yield f"{path.parent.name}: not ended: {state['status']}, epoch {state['epoch']}"
 
     def _set_aside(self) -> Iterator[str]:
-        for folder in self._run.glob("*/set-aside/*") if self._calm else ():
+        for folder in _find(self._run, "*/set-aside/*") if self._calm else ():
             yield f"something was set aside: {folder.relative_to(self._run)}"
 
     def _left_behind(self) -> Iterator[str]:
@@ -237,9 +237,9 @@ class Recorder:
             yield f"process {pid} is left: {what}"
         for name, what in self.containers():
             yield f"container {name} is left: {what}"
-        for marker in self._run.glob("store/open/*/*"):
+        for marker in _find(self._run, "store/open/*/*"):
             yield f"a marker is left: {marker.name}"
-        for folder in self._run.glob("*/attempts/*"):
+        for folder in _find(self._run, "*/attempts/*"):
             yield f"an attempt's folder is left: {folder.relative_to(self._run)}"
         for row in self._queue("SELECT * FROM messages"):
             yield f"a bell is left: {row}"
@@ -258,7 +258,7 @@ class Recorder:
 
     def processes(self) -> Iterator[tuple[int, str]]:
         """List what runs for the tasks, on behalf of agents that live or not: ids, commands."""
-        ids = {path.name.encode() for path in self._run.glob("store/p/*/tasks/*")}
+        ids = {path.name.encode() for path in _find(self._run, "store/p/*/tasks/*")}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit() or int(folder.name) == os.getpid():
                 continue
@@ -277,7 +277,7 @@ class Recorder:
         engine = self._run / "engine"
         if not engine.exists():
             return
-        ids = {path.name for path in self._run.glob("store/p/*/tasks/*")}
+        ids = {path.name for path in _find(self._run, "store/p/*/tasks/*")}
         try:
             found = _all_containers(engine.read_text())
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -309,7 +309,7 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._over.wait(self._every):
-            for path in self._run.glob(STATES):
+            for path in _find(self._run, STATES):
                 with suppress(OSError):
                     self._look(path)
 
@@ -412,6 +412,15 @@ def _member(packed: zipfile.ZipFile, name: str) -> tuple[int, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _find(folder: Path, pattern: str) -> list[Path]:
+    """Find files; once more where a folder went while it was looked through."""
+    while True:
+        try:
+            return list(folder.glob(pattern))
+        except FileNotFoundError:
+            continue
 
 
 def main() -> int:
