@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from simagent.runtimes import apptainer_program
-from simagent.runtimes.apptainer_program import ApptainerProgram, inspected, static_shell
+from simagent.runtimes.apptainer_program import ApptainerProgram, inspected
+from simagent.runtimes.static_shell import static_shell
 
 BUILD = "PACKAGE_NAME=apptainer\nLIBEXECDIR={folder}\n"
 

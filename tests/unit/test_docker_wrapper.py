@@ -7,7 +7,8 @@ from shutil import which
 
 import pytest
 
-from simagent.runtimes.docker_container import FOLDER, NEW, REPORT_BYTES, SCRIPT, static_shell
+from simagent.runtimes.docker_container import FOLDER, NEW, REPORT_BYTES, SCRIPT
+from simagent.runtimes.static_shell import static_shell
 
 SHELLS = ["dash", "bash", "bash --posix", "busybox sh"]
 
@@ -125,7 +126,7 @@ def test_nothing_runs_twice(shell: Shell) -> None:
 
 
 def test_only_static_programs_are_shells_for_any_image(tmp_path: Path) -> None:
-    assert static_shell(Path("/bin/sh")) is None, "it needs the C library"
-    assert static_shell(tmp_path / "none") is None
+    assert static_shell((Path("/bin/sh"),)) is None, "it needs the C library"
+    assert static_shell((tmp_path / "none",)) is None
     (tmp_path / "text").write_text("#!/bin/sh\n")
-    assert static_shell(tmp_path / "text") is None
+    assert static_shell((tmp_path / "text",)) is None

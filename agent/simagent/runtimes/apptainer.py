@@ -6,7 +6,6 @@ Root's agent runs Apptainer as the task's user, who has no privileges; Apptainer
 
 import os
 import pwd
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,10 @@ from simagent.ports.clock import Waitable
 from simagent.ports.runtime import Mount, RuntimeFailedError, Sandbox, StepExit, StepPlan
 from simagent.runtimes import records
 from simagent.runtimes.apptainer_box import Box, one_line
-from simagent.runtimes.apptainer_program import SHELLS, ApptainerProgram, static_shell
+from simagent.runtimes.apptainer_program import ApptainerProgram
+from simagent.runtimes.exit_codes import signal_of
 from simagent.runtimes.process import ProcessRuntime, ProcessStep
+from simagent.runtimes.static_shell import SHELLS, static_shell
 from simagent.runtimes.workplace import remove_folder
 
 _SAID_BYTES = 4096
@@ -29,12 +30,6 @@ _FLAGS = (
     "--pwd=/",
 )
 _NO_NETWORK = ("--net", "--network=none")
-# Signals that end programs: 128 more is what Apptainer, like a shell, exits with then.
-_ENDING = frozenset(
-    signal.valid_signals()
-    - {signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN}
-    - {signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH}
-)
 _SAYINGS = (
     ("no space left on device", Reason.DISK_FULL),
     ("disk quota exceeded", Reason.DISK_FULL),
@@ -223,9 +218,8 @@ def _told(ended: StepExit, box: Box) -> StepExit:
 
 
 def _by_signal(ended: StepExit) -> StepExit:
-    if ended.exit_code is None or ended.exit_code - 128 not in _ENDING:
-        return ended
-    return replace(ended, exit_code=None, signal=ended.exit_code - 128)
+    number = signal_of(ended.exit_code)
+    return ended if number is None else replace(ended, exit_code=None, signal=number)
 
 
 def _failed(ended: StepExit, box: Box) -> tuple[Reason, str]:

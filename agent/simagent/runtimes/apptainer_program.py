@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from simagent.runtimes.static_shell import static_shell
+
 _OLDEST = (1, 2)
 """--mount, and namespaces without any privilege, work from this version on."""
-SHELLS = ("/bin/busybox", "/usr/bin/busybox")
 
-_PROGRAM_HEADERS = ((32, 40), (54, 56), (56, 58))  # elf(5): e_phoff, e_phentsize, e_phnum
-_PT_INTERP = 3
 _ANSWER_LIMIT = 20.0
 _GOOD_FOR, _BAD_FOR = 300.0, 10.0
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -115,30 +114,6 @@ def inspected(answer: Mapping[str, object]) -> Mapping[str, str]:
     data = answer.get("data", answer)
     labels = parse_labels(data)["attributes"]["labels"]
     return {str(name): str(value) for name, value in labels.items()}
-
-
-def static_shell(candidates: Sequence[str] = SHELLS) -> Path | None:
-    """Find a BusyBox that needs no files besides itself, and so runs in any image."""
-    for path in map(Path, candidates):
-        try:
-            if os.access(path, os.X_OK) and _is_static(path):
-                return path.resolve()
-        except OSError:
-            continue
-    return None
-
-
-def _is_static(path: Path) -> bool:
-    """Tell whether an ELF file names no loader; see elf(5)."""
-    with path.open("rb") as file:
-        head = file.read(64)
-        if head[:5] != b"\x7fELF\x02":
-            return False
-        at, size, count = (int.from_bytes(head[i:k], "little") for i, k in _PROGRAM_HEADERS)
-        file.seek(at)
-        table = file.read(size * count)
-    kinds = {int.from_bytes(table[i : i + 4], "little") for i in range(0, len(table), size)}
-    return _PT_INTERP not in kinds
 
 
 def _privileged(built: Sequence[str]) -> bool:

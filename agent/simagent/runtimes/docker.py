@@ -31,12 +31,12 @@ from simagent.runtimes.docker_container import (
     container_name,
     report_path,
     settings,
-    static_shell,
     stdin_path,
 )
 from simagent.runtimes.docker_engine import DockerEngine, EngineAwayError, EngineRefusedError
 from simagent.runtimes.docker_exit import ran
 from simagent.runtimes.docker_step import DockerStep, exit_read, remove_container
+from simagent.runtimes.static_shell import static_shell
 
 _BUSYBOX = Path("/bin/busybox")
 _AWAY_LIMIT = 30.0  # seconds
@@ -74,7 +74,7 @@ class DockerRuntime:
         self._engine = engine
         self._allow_root = allow_root_images
         self._agent = agent
-        self._shell = static_shell(busybox)
+        self._shell = static_shell((busybox,))
         self._trouble: str | None = None
         self._bad_until = 0.0
 

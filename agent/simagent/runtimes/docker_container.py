@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,6 @@ exit $?
 _GUARD_PERIOD = 30.0  # seconds
 _LEAST_MEMORY = 6 * 2**20  # bytes; engines refuse less
 _LEAST_CPUS = 0.01
-_PT_INTERP = 3
 
 
 def container_name(folder: Path, number: int) -> str:
@@ -141,23 +139,6 @@ def settings(plan: StepPlan, sandbox: Sandbox, *, agent: str, shell: Path | None
             **_limits(plan.limits, sandbox),
         },
     }
-
-
-def static_shell(busybox: Path) -> Path | None:
-    """Give ``busybox`` if it runs in any image, needing no library; else None."""
-    try:
-        with busybox.open("rb") as file:
-            head = file.read(64)
-            if head[:5] != b"\x7fELF\x02":  # of 64 bits
-                return None
-            (offset,) = struct.unpack_from("<Q", head, 32)
-            size, count = struct.unpack_from("<HH", head, 54)
-            file.seek(offset)
-            table = file.read(size * count)
-    except (OSError, struct.error):
-        return None
-    kinds = [struct.unpack_from("<I", table, size * i)[0] for i in range(len(table) // size)]
-    return None if _PT_INTERP in kinds else busybox.resolve()
 
 
 def report_path(folder: Path, number: int) -> Path:

@@ -17,17 +17,11 @@ from simagent.runtimes.docker_container import (
     ORPHANED,
     report_path,
 )
+from simagent.runtimes.exit_codes import signal_of
 
 ENDED_FROM_OUTSIDE = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 """What a container's exit code is when its engine ends it, or somebody else."""
 
-# Signals that end programs: 128 more is what a container's first process exits with then, as
-# shells do. Programs that choose such a code themselves cannot be told apart.
-_ENDING = frozenset(
-    signal.valid_signals()
-    - {signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN}
-    - {signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH}
-)
 _NEVER = "0001-01-01"
 _NO_SHELL = (
     "the image has no /bin/sh, or one that does not run: give it one, or install a static BusyBox "
@@ -65,10 +59,10 @@ def read_exit(
     elif stopped and reason is not Reason.RUNTIME_FAILED:
         reason, message = None, ""
     told = reason in (None, Reason.OOM, Reason.ORPHANED)
-    by_signal = code - 128 in _ENDING
+    ended_by = signal_of(code)
     return StepExit(
-        exit_code=code if told and not by_signal else None,
-        signal=code - 128 if told and by_signal else None,
+        exit_code=code if told and ended_by is None else None,
+        signal=ended_by if told else None,
         reason=reason,
         message=message,
         started=began,
