@@ -1,10 +1,9 @@
 """`simagent download`, and the progress bar that `run -o` shows, too."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from simagent.cli.progress import progress_bar
 from simagent.cli.text import columns, printable, put, say, size
 from simagent.client import Client
 from simagent.config import Config
@@ -28,7 +27,8 @@ def fetch(client: Client, task: TaskKeys, patterns: Sequence[str], folder: Path)
     """Fetch outputs into a folder; give the lines that list them."""
     output = client.state(task).output
     total = output.bytes if output and not patterns else None
-    with _progress_bar(total) as on_progress:
+    with progress_bar("outputs", total) as bar:
+        on_progress = bar.advance if bar is not None else None
         paths = client.download(task, patterns, folder, on_progress=on_progress, on_skip=_skipped)
     files = sorted(path for path in paths if path.is_symlink() or not path.is_dir())
     yield f"{len(files)} outputs in {folder}:"
@@ -41,24 +41,3 @@ def fetch(client: Client, task: TaskKeys, patterns: Sequence[str], folder: Path)
 
 def _skipped(path: str, why: str) -> None:
     say(f"{printable(path)} is left out: {why}")
-
-
-@contextmanager
-def _progress_bar(total: int | None) -> Iterator[Callable[[int], None] | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    bar = Progress(
-        "outputs",
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
-        job = bar.add_task("outputs", total=total)
-        yield lambda count: bar.advance(job, count)

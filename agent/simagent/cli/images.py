@@ -1,12 +1,12 @@
 """What `simagent images` does."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import typer
 
+from simagent.cli.progress import progress_bar
 from simagent.cli.text import columns, moment, put, put_json, say, size
 from simagent.client import ClientError, UsageError
 from simagent.config import Config
@@ -49,7 +49,8 @@ def pull_images(config: Config, texts: Sequence[str], *, runtime: str | None, pi
     for ref in refs:
         try:
             name = choose_for(ref, runtimes, wanted)
-            with _progress_bar(str(ref)) as progress:
+            with progress_bar(str(ref)) as bar:
+                progress = bar.reach if bar is not None else None
                 image = images[name].ensure(ref, progress=progress, pin=pin)
         except (NoRuntimeError, ImageError) as error:
             text = str(error)
@@ -146,24 +147,3 @@ def _described(one: _Kept) -> dict[str, object]:
         "used": image.used,
         "pinned": image.pinned,
     }
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[Callable[[int, int | None], None] | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    bar = Progress(
-        name,
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
-        job = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(job, completed=done, total=total)
