@@ -368,7 +368,7 @@ def test_abuse_from_inside(box: Capsule, agent: str) -> None:
     secret.write_text("swordfish")
     (box.root / "journal").write_text("swordfish")
     code = f"""
-    cat {secret} {box.root}/journal {box.root}/steps/step-0.json /work/secret
+    cat {secret} {box.root}/journal {box.root}/steps/step-0.json /workdir/secret
     ls -la /tmp/.. {box.root.parent} /root /home /var/run/docker.sock /run/docker.sock
     touch /etc/mine /bin/mine; echo outside > /outside
     chmod u+s /bin/busybox; mount -t tmpfs none /mnt; mknod /tmp/disk b 254 0

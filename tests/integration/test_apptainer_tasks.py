@@ -17,6 +17,7 @@ from engines.dockerd import Engine
 from engines.registry import Registry
 from fakes.cli import Cli
 from fakes.steps import until
+from simagent.worker.journal import ARTIFACTS
 
 LINES = 1_000_000
 PRINT = (
@@ -53,12 +54,12 @@ def run(cli: Cli, text: str, code: int) -> dict[str, Any]:
 
 
 def artifacts(cli: Cli) -> Path:
-    (found,) = cli.state.glob("attempts/*/work/output/artifacts")
+    (found,) = cli.state.glob(f"attempts/*/{ARTIFACTS}")
     return found
 
 
 def begun(cli: Cli) -> bool:
-    return any(cli.state.glob("attempts/*/work/output/artifacts/part"))
+    return any(cli.state.glob(f"attempts/*/{ARTIFACTS}/part"))
 
 
 def test_a_task_in_an_image_of_a_registry(cli: Cli, image: str, image_registry: Registry) -> None:

@@ -12,6 +12,7 @@ from fakes.rig import Rig
 from simagent.domain.reasons import Reason
 from simagent.ports.images import ImageError
 from simagent.worker.context import Context
+from simagent.worker.journal import ARTIFACTS
 from simagent.worker.orders import Detached
 
 IMAGE = "docker://registry.example/melt:1"
@@ -181,7 +182,7 @@ def test_the_next_agent_attaches_to_a_step_in_a_container(rig: Rig, containers: 
         rig.until(lambda: rig.log(task) or None)
         agent.interrupt(Detached("the agent stops"))
     with rig.agent(change=containers.given()):
-        (folder,) = (rig.folder / "state" / "attempts").glob("*/work/output/artifacts")
+        (folder,) = (rig.folder / "state" / "attempts").glob(f"*/{ARTIFACTS}")
         (folder / "end").touch()
         state = rig.finish(task)
     assert (state.status, state.epoch) == ("succeeded", 1)
@@ -203,7 +204,7 @@ def test_the_next_agent_waits_for_an_engine_that_is_away(
         if killed:
             rig.client.kill(task, by="tester")
         else:
-            (folder,) = (rig.folder / "state" / "attempts").glob("*/work/output/artifacts")
+            (folder,) = (rig.folder / "state" / "attempts").glob(f"*/{ARTIFACTS}")
             (folder / "end").touch()
         containers.runtime.asked_in_vain.clear()
         rig.until(lambda: containers.runtime.asked_in_vain.is_set() or rig.ended(task))
