@@ -1,12 +1,11 @@
 """The configuration: each field declared once, from flag > SIMAGENT_* > agent.toml > default."""
 
 import os
-import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
@@ -17,6 +16,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from simagent.config_urls import check_endpoint, check_queue, check_store
 from simagent.domain.ids import check_name
 from simagent.domain.quantities import Bytes, Seconds
 from simagent.domain.spec import ImageName, Name
@@ -24,13 +24,11 @@ from simagent.domain.times import Times
 
 SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
 
-_SQS_NAME = re.compile(r"[0-9A-Za-z_-]{1,75}")
 _PREFIX = "SIMAGENT_"
 _NO_SETTINGS = {"CONFIG", "DEBUG", "TASK_ID", "EPOCH", "ARRAY_INDEX"}
 """Of the command line, and of tasks, from within which it may be called."""
 _NO_SETTINGS_BEGIN = ("TEST_", "FAULTS_", "CHAOS_")
 """Of the project's own tests."""
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
 class ConfigError(Exception):
@@ -43,62 +41,6 @@ def default_state_dir() -> Path:
         return Path("/var/lib/simagent")
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser() / "simagent"
-
-
-def _check_queue(value: str) -> str:
-    match urlsplit(value).scheme:
-        case "sqs":
-            return _check_sqs(value)
-        case "sqlite":
-            return _check_url(value, "sqlite", "sqlite:///PATH")
-    raise ValueError(f"{value!r} is not supported: use sqlite:///PATH or sqs://NAME")
-
-
-def _check_sqs(value: str) -> str:
-    # SQS takes 80 characters: five are for the dead letters' queue beside it.
-    if not _SQS_NAME.fullmatch(value.removeprefix("sqs://").replace("{group}", "g")):
-        raise ValueError(
-            f"{value!r} is no queue of SQS: use sqs://NAME with up to 75 letters, digits, '-' and "
-            "'_', and {group} where the group's name shall stand"
-        )
-    return value
-
-
-def _check_endpoint(value: str) -> str:
-    parts = urlsplit(value)
-    plain = not (parts.path.strip("/") or parts.query or parts.fragment)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
-        raise ValueError(f"{value!r} is no endpoint: use https://HOST, or http://HOST:PORT")
-    return value
-
-
-def _check_store(value: str) -> str:
-    if value.startswith("s3:"):
-        return _check_bucket(value)
-    return _check_url(value, "file", "file:///DIR or s3://BUCKET/PREFIX")
-
-
-def _check_bucket(value: str) -> str:
-    parts = urlsplit(value)
-    if not _BUCKET.fullmatch(parts.netloc):
-        raise ValueError(f"{value!r} names no bucket: use s3://BUCKET/PREFIX")
-    if "?" in value or "#" in value:
-        raise ValueError(f"{value!r} has more than a path: in a name write %3F for ?, %23 for #")
-    prefix = unquote(parts.path).strip("/")
-    if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
-        raise ValueError(f"{value!r} has an empty part, or . or .., in its prefix: leave it out")
-    return value
-
-
-def _check_url(value: str, scheme: str, example: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme != scheme:
-        raise ValueError(f"{value!r} is not supported: use {example}")
-    if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
-        raise ValueError(f"{value!r} has no absolute path: use {example}, with three slashes")
-    if "?" in value or "#" in value:
-        raise ValueError(f"{value!r} has more than a path: in a name write %3F for ?, %23 for #")
-    return value
 
 
 def _at_home(path: Path) -> Path:
@@ -127,19 +69,19 @@ class Config(BaseSettings):
     state_dir: Annotated[Path, AfterValidator(_at_home)] = Field(
         default_factory=default_state_dir, description="Where the agent keeps its own files."
     )
-    queue: Annotated[str, AfterValidator(_check_queue)] | None = Field(
+    queue: Annotated[str, AfterValidator(check_queue)] | None = Field(
         None, description="Task queue; default: a SQLite file in the state folder."
     )
-    store: Annotated[str, AfterValidator(_check_store)] | None = Field(
+    store: Annotated[str, AfterValidator(check_store)] | None = Field(
         None, description="Object store; default: a folder in the state folder."
     )
     sqs_region: str | None = Field(
         None, description="AWS region of the SQS queue; default: as boto3 finds it."
     )
-    sqs_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
+    sqs_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         None, description="URL of an SQS-compatible server; default: that of AWS."
     )
-    s3_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
+    s3_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         None, description="URL of the S3 that has the store; default: AWS."
     )
     s3_region: str | None = Field(

@@ -1,6 +1,6 @@
 """The import rule of the design, read off the source by a parser: nothing is imported to check it.
 
-domain <- ports <- adapters, ledger, transfer, telemetry <- worker, client <- wiring <- cli.
+domain <- ports <- adapters, ledger, transfer, telemetry <- worker, client <- engines, wiring <- cli.
 """
 
 import ast
@@ -34,9 +34,11 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "telemetry": BASE,
     "worker": CORE,
     "client": CORE,
-    "config": BASE,
-    "wiring": CORE | ADAPTERS | {"worker", "client", "config"},
-    "cli": CORE | {"worker", "client", "config", "wiring"},
+    "config": BASE | {"config_urls"},
+    "config_urls": frozenset(),
+    "engines": BASE | {"queues", "stores", "config"},
+    "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines"},
+    "cli": CORE | {"worker", "client", "config", "engines", "wiring"},
     "__main__": frozenset({"cli"}),
 }
 
