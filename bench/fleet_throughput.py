@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.fleet import agents, client, config, task
 from bench.report import Result, show
-from simagent.wiring import open_store
+from simagent.engines import open_store
 
 _AGENTS = 10
 _TASKS = 1000

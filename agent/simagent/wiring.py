@@ -1,117 +1,26 @@
-"""The only place that makes engines from the configuration."""
+"""The only place that makes what works together, from the configuration."""
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from simagent.client import Client
 from simagent.config import Config, ConfigError
 from simagent.domain.keys import TaskKeys
+from simagent.engines import open_queue, open_store, queues
 from simagent.ledger import Ledger
-from simagent.ports.clock import SystemClock, Wake
+from simagent.ports.clock import SystemClock
 from simagent.ports.images import Images
 from simagent.ports.launcher import Launcher
-from simagent.ports.queue import Queue, QueueRefusedError, QueueUnavailableError
 from simagent.ports.runtime import Runtime
-from simagent.ports.store import Store, StoreUnavailableError
 
 if TYPE_CHECKING:  # clients need no worker: they start faster without
-    from simagent.queues.sqs import SqsQueue
     from simagent.runtimes.cgroups import Cgroups
     from simagent.worker.context import Context
     from simagent.worker.loop import Agent
     from simagent.worker.sweep import Sweeper
-
-
-def open_store(
-    config: Config, *, existing: bool = False, prove: bool = False, lease: bool = False
-) -> Store:
-    """Make the store, one that was there before if ``existing``.
-
-    ``prove`` is for who relies on its conditional writes: where they might be missing they are
-    tried, at once or, of an ``existing`` store or one that cannot be reached, with the first.
-    ``lease`` is for renewals, which wait for no answer for long.
-    Raises `simagent.ports.store.StoreRefusedError`.
-    """
-    if _scheme(config.store_url) == "s3":
-        return _open_s3(config, existing=existing, prove=prove, lease=lease)
-    from simagent.stores.directory import DirectoryStore
-
-    return DirectoryStore(_path(config.store_url), existing=existing)
-
-
-def _open_s3(config: Config, *, existing: bool, prove: bool, lease: bool) -> Store:
-    from simagent.stores.s3 import S3Store
-    from simagent.stores.s3_calls import LEASE_ANSWER, LEASE_CONNECT, Access
-
-    access = Access(
-        endpoint=config.s3_endpoint,
-        region=config.s3_region,
-        path_style=config.s3_path_style,
-        ca_bundle=config.s3_ca_bundle,
-        kms_key=config.s3_kms_key,
-    )
-    if lease:
-        access = replace(access, connect=LEASE_CONNECT, answer=LEASE_ANSWER)
-    store = S3Store(config.store_url, access, prove=prove)
-    if prove and not existing:
-        # An outage passes, and the agent has more to do meanwhile than to start again and again.
-        with suppress(StoreUnavailableError):
-            store.prove()
-    return store
-
-
-def open_queue(config: Config, group: str) -> Queue:
-    """Make the queue of a group. Raises `simagent.ports.queue.QueueRefusedError`."""
-    if _scheme(config.queue_url) == "sqs":
-        return _open_sqs(config, group)
-    from simagent.queues.sqlite import SqliteQueue
-
-    return SqliteQueue(_path(config.queue_url), group, SystemClock())
-
-
-def _open_sqs(config: Config, group: str) -> "SqsQueue":
-    from simagent.queues.sqs import SqsQueue
-
-    name = config.queue_url.removeprefix("sqs://")
-    if "{group}" not in name and group != config.group:
-        raise QueueRefusedError(
-            f"sqs://{name} is the queue of group {config.group!r} alone, not of {group!r}: "
-            f"set group to that, or name the queues as sqs://{name}-{{group}}"
-        )
-    region, endpoint = config.sqs_region, config.sqs_endpoint
-    return SqsQueue(name, group, SystemClock(), region=region, endpoint=endpoint)
-
-
-def try_queue(config: Config) -> str:
-    """Use the queue, and tell what was found. Raises QueueError, OSError."""
-    if _scheme(config.queue_url) == "sqs":
-        # Nothing is sent: an agent of the group would hear it.
-        return _open_sqs(config, config.group).check()
-    queue = open_queue(config, "simagent-doctor")
-    queue.send("doctor")
-    message = queue.receive(visibility=30.0, wait=1.0, wake=Wake())
-    if message is None:
-        raise QueueUnavailableError("a message that was sent did not come")
-    queue.delete(message.receipt)
-    return "a message was sent and received"
-
-
-def queues(config: Config) -> Callable[[str], Queue]:
-    """Give what opens the queue of a group, once each."""
-    opened: dict[str, Queue] = {}
-
-    def open_once(group: str) -> Queue:
-        if group not in opened:
-            opened[group] = open_queue(config, group)
-        return opened[group]
-
-    return open_once
 
 
 def open_client(config: Config) -> Client:
@@ -295,11 +204,3 @@ def open_sweeper(config: Config) -> "Sweeper":
     judge = Judge(ledger, clock, config.times, can_run=lambda _spec: None)
     queue = open_queue(config, config.group)
     return Sweeper(ledger, queue, clock, config.times, judge, group=config.group)
-
-
-def _scheme(url: str) -> str:
-    return urlsplit(url).scheme
-
-
-def _path(url: str) -> Path:
-    return Path(unquote(urlsplit(url).path))

@@ -12,8 +12,8 @@ import pytest
 from faults.lab import FULL, LONG, Lab, Measured, Stopwatch
 from simagent.domain import bell
 from simagent.domain.times import Times
+from simagent.engines import open_queue
 from simagent.queues.sqlite import SqliteQueue
-from simagent.wiring import open_queue
 
 TRANSITIONS = ("preparing", "running", "running again", "finalizing", "succeeded")
 

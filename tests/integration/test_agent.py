@@ -12,9 +12,9 @@ import pytest
 from fakes.rig import Rig, kill9
 from simagent.domain import bell
 from simagent.domain.keys import TaskKeys
+from simagent.engines import open_queue, open_store
 from simagent.ports.clock import Wake
 from simagent.queues.sqlite import SqliteQueue
-from simagent.wiring import open_queue, open_store
 from simagent.worker.orders import Detached, Preempted
 
 

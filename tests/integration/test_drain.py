@@ -17,7 +17,7 @@ from fakes.rig import Rig, kill9
 from simagent.domain import bell
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
-from simagent.wiring import open_queue
+from simagent.engines import open_queue
 
 
 @pytest.fixture

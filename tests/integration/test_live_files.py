@@ -13,7 +13,7 @@ import pytest
 from fakes.rig import Rig, kill9
 from simagent.client import ClientError, UsageError
 from simagent.domain.keys import TaskKeys
-from simagent.wiring import open_store
+from simagent.engines import open_store
 from simagent.worker.orders import Detached, Preempted
 
 

@@ -16,6 +16,7 @@ from fakes.rig import Rig
 from fakes.s3 import Bucket, make_store
 from simagent.config import Config
 from simagent.domain.state import Status
+from simagent.engines import open_store
 from simagent.ports.store import (
     NoSpaceError,
     NotFoundError,
@@ -27,7 +28,6 @@ from simagent.ports.store import (
 from simagent.stores.s3 import S3Store
 from simagent.stores.s3_calls import Access, connect
 from simagent.stores.s3_upload import FIRST_PART, parts_of
-from simagent.wiring import open_store
 
 MEGABYTE = 1 << 20
 PLACE = "s3://box/pre"

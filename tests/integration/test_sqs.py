@@ -10,10 +10,10 @@ from fakes.aws import Moto
 from fakes.rig import Rig
 from fakes.sqs import client, count
 from simagent.domain import bell
+from simagent.engines import open_queue
 from simagent.ports.clock import SystemClock, Waitable
 from simagent.ports.queue import Message
 from simagent.queues.sqs import DEAD, SqsQueue, create_queue
-from simagent.wiring import open_queue
 from simagent.worker.context import Context
 
 CLOCK = SystemClock()

@@ -9,8 +9,8 @@ from fakes.cli import Cli
 from fakes.rig import Rig, kill9
 from simagent.domain import keys
 from simagent.domain.fleet import Heartbeat
+from simagent.engines import open_store
 from simagent.ports.store import NotFoundError
-from simagent.wiring import open_store
 
 SHORT = {"heartbeat_every": 0.2, "agent_ttl": 1.5, "hide_refused": 0.2}
 HUGE = {"resources": {"cpus": 1000}}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from simagent.config import ConfigError, load_config
-from simagent.wiring import open_queue, open_store
+from simagent.engines import open_queue, open_store
 
 
 @pytest.fixture(autouse=True)

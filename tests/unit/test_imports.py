@@ -1,6 +1,7 @@
 """The import rule of the design, read off the source by a parser: nothing is imported to check it.
 
-domain <- ports <- adapters, ledger, transfer, telemetry <- worker, client <- engines, wiring <- cli.
+domain <- ports <- adapters, ledger, transfer, telemetry <- worker, client
+<- engines <- wiring <- cli.
 """
 
 import ast

@@ -11,11 +11,11 @@ from fakes.aws import Moto
 from fakes.sqs import ListedQueue, client, count, make_queue
 from fakes.sqs_answers import SqsAnswers
 from simagent.config import ConfigError, load_config
+from simagent.engines import open_queue, try_queue
 from simagent.ports.clock import SystemClock, Wake
 from simagent.ports.queue import Message, Queue, QueueRefusedError, QueueUnavailableError
 from simagent.queues.sqs import DEAD, SqsQueue, create_queue
 from simagent.queues.sqs_poll import Poll
-from simagent.wiring import open_queue, try_queue
 
 # For the credentials that come with it.
 pytestmark = pytest.mark.usefixtures("moto")

@@ -17,10 +17,11 @@ import typer
 from simagent import __version__
 from simagent.cli.text import put, put_json, size
 from simagent.config import Config, ConfigError
+from simagent.engines import open_store, try_queue
 from simagent.ports.queue import QueueError
 from simagent.ports.runtime import Runtime
 from simagent.ports.store import StoreError
-from simagent.wiring import find_cgroups, open_launcher, open_runtimes, open_store, try_queue
+from simagent.wiring import find_cgroups, open_launcher, open_runtimes
 from simagent.worker.choice import CONTAINERS
 from simagent.worker.containers import task_user
 from simagent.worker.disk import free_bytes
