@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-system faults chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
+.PHONY: help run test test-system test-fleet faults chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -34,11 +34,15 @@ run: $(VENV)/ready-to-run ## Run LAMMPS on two MPI ranks, follow it, fetch its o
 test: $(VENV)/ready-to-develop system-packages ## Run the tests, with coverage
 	@tests/env/install.sh || echo "Tests with container engines are skipped: see above."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" \
-		pytest -n $(WORKERS) --ignore=tests/system --cov --cov-report=term $(PYTEST_ARGS)
+		pytest -n $(WORKERS) --ignore=tests/system --ignore=tests/fleet --cov --cov-report=term $(PYTEST_ARGS)
 
 # Builds images, which takes minutes.
 test-system: $(VENV)/ready-to-develop ## Run simulators under Docker and Apptainer
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest tests/system $(PYTEST_ARGS)
+
+# Takes minutes.
+test-fleet: $(VENV)/ready-to-develop ## Run fleets of agents on servers of S3 and SQS
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) tests/fleet $(PYTEST_ARGS)
 
 # All cases of the fault suite, of which `make test` runs a choice; chaos is a part of it, for a minute.
 faults: $(VENV)/ready-to-develop ## Run all of the fault suite
