@@ -1,6 +1,5 @@
 """The agent's main loop: recovers, receives bells, starts attempts, keeps house."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -8,12 +7,11 @@ import structlog
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
-from simagent.domain.state import State, Status
+from simagent.domain.state import Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
-from simagent.worker.attempt import AttemptRun
 from simagent.worker.capacity import refusal
 from simagent.worker.caretaker import Caretaker
 from simagent.worker.choice import Refusal
@@ -21,13 +19,13 @@ from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Heart
-from simagent.worker.journal import Journal
 from simagent.worker.notify import Notifier
 from simagent.worker.orders import Detached, Interrupted
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
 from simagent.worker.recovery import recover, stop_leftovers
 from simagent.worker.refusals import Refusals
+from simagent.worker.slots import Slots
 from simagent.worker.sweep import Sweeper
 from simagent.worker.threads import CoreThread, Threads
 
@@ -37,12 +35,6 @@ _EMPTY_WAIT = 0.2
 _HELPERS_WITHIN = 1.0
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class _Running:
-    run: AttemptRun
-    thread: CoreThread
 
 
 class Agent:
@@ -63,7 +55,6 @@ class Agent:
         Those show that they live, and together end what none of them can run.
         """
         self._ctx = ctx
-        self._slots = slots
         self._until_empty = until_empty
         # Suspects are to be read about every `renew_every`; a longer pause begins their watch anew.
         self._tick = min(_TICK, ctx.times.renew_every, ctx.times.heartbeat_every)
@@ -74,13 +65,13 @@ class Agent:
         self._draining = False
         self._order: Interrupted | None = None
         self._threads = Threads(self.wake)
-        self._running: list[_Running] = []
+        self._slots = Slots(ctx, self._threads, slots)
         self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
         self._judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
         self._heart = Heart(ctx) if in_fleet else None
         self._refusals = Refusals(ctx) if in_fleet else None
         self._reception = Reception(
-            ctx, self._judge, self._start, self._unsettled.append, self._refusals
+            ctx, self._judge, self._slots.start, self._unsettled.append, self._refusals
         )
         self._sweeper = Sweeper(
             ctx.ledger,
@@ -164,25 +155,24 @@ class Agent:
     def _turn(self) -> bool:
         """Do what is due, then wait for the next thing; True when there is nothing left to do."""
         self.wake.clear()
-        self._running = [r for r in self._running if not r.thread.ended]
+        self._slots.tidy()
         if self._threads.error is not None:
             raise self._threads.error
-        for running in self._running:
-            running.run.bell.keep()
+        self._slots.keep_bells()
         if self._order is not None:
             return True
         self._keep_house()
-        busy = bool(self._running or self._unsettled)
+        busy = bool(self._slots or self._unsettled)
         if self._closing:
-            self._notifier.status(f"draining, {len(self._running)} tasks run")
+            self._notifier.status(f"draining, {len(self._slots)} tasks run")
             if not busy:
                 return True
             self._wait(self._tick)
             return False
-        self._notifier.status(f"{len(self._running)} of {self._slots} slots busy")
+        self._notifier.status(f"{len(self._slots)} of {self._slots.count} slots busy")
         if self._only is not None:
             return self._take_only(self._only)
-        if len(self._running) >= self._slots:
+        if not self._slots.free:
             self._wait(self._tick)
             return False
         return not self._take_next(busy=busy) and self._until_empty and not busy and self._empty()
@@ -208,7 +198,7 @@ class Agent:
             self._settle()
             for task, receipt in suspects:
                 wanted = self._only in (None, task)
-                free = wanted and len(self._running) < self._slots and not self._closing
+                free = wanted and self._slots.free and not self._closing
                 self._reception.reconsider(task, receipt, free=free)
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
@@ -224,11 +214,11 @@ class Agent:
                 return  # the disk is full or broken: at the next turn again
             self._unsettled.pop()
             if recovered is not None:
-                self._start(journal, *recovered)
+                self._slots.start(journal, *recovered)
 
     def _take_only(self, task: TaskKeys) -> bool:
         """Run the one task, beside what an earlier agent left; True when it has ended."""
-        if self._runs(task):
+        if self._slots.runs(task):
             self._wait(self._tick)
             return False
         if self._store.paused:
@@ -239,12 +229,9 @@ class Agent:
             if state.terminal:
                 return True
             self._reception.reconsider(task, None)
-            if not self._runs(task):
+            if not self._slots.runs(task):
                 self._wait(self._ctx.settings.look_every)
         return False
-
-    def _runs(self, task: TaskKeys) -> bool:
-        return any(running.run.task == task for running in self._running)
 
     def _take_next(self, *, busy: bool) -> bool:
         """Receive a bell and do what it asks for; False when none came."""
@@ -284,11 +271,6 @@ class Agent:
 
     # --- Attempts -----------------------------------------------------------------------------
 
-    def _start(self, journal: Journal, state: State, spec: Spec) -> None:
-        run = AttemptRun(self._ctx, self._threads, journal, state, spec)
-        thread = self._threads.start(f"attempt {run.task.id}", run.run)
-        self._running.append(_Running(run, thread))
-
     def _refusal(self, spec: Spec) -> Refusal | None:
         """Tell why a task cannot run on this machine, None where it can."""
         return refusal(
@@ -304,16 +286,8 @@ class Agent:
     def _leave(self) -> None:
         """Hand the standing order to the running attempts and give them time to obey."""
         order = self._order or Detached("the agent stops")
-        for running in self._running:
-            running.run.orders.interrupt(order)
-        deadline = self._ctx.clock.now() + self._leave_within(order)
-        for running in self._running:
-            running.thread.join(max(0.0, deadline - self._ctx.clock.now()))
+        self._slots.leave(order)
         log.info(Event.AGENT_STOPPED, reason=str(order))
-
-    def _leave_within(self, order: Interrupted) -> float:
-        settings = self._ctx.settings
-        return settings.stop_within if isinstance(order, Detached) else settings.give_back_within
 
 
 def _caretaker(ctx: Context) -> Caretaker:
