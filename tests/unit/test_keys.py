@@ -65,6 +65,8 @@ def test_the_layout_of_the_store() -> None:
     assert attempt.metrics_segment(7) == "p/p1/tasks/T1/a/3/metrics/00000007.jsonl"
     assert attempt.output_zip == "p/p1/tasks/T1/a/3/output.zip"
     assert attempt.manifest == "p/p1/tasks/T1/a/3/manifest.json"
+    assert attempt.checkpoint(2, "ab") == "p/p1/tasks/T1/a/3/checkpoints/00000002.ab.zip"
+    assert attempt.sync("S").output_zip == "p/p1/tasks/T1/a/3/sync/S/output.zip"
     assert keys.open_marker("g1", task) == "open/g1/T1.p1"
     assert keys.sweep("g1") == "sweep/g1.json"
     entry = keys.index_entry("p1", "T-1", 1_700_000_000.0)

@@ -13,7 +13,16 @@ from simagent.domain import mutations
 from simagent.domain.mutations import SupersededError
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
-from simagent.domain.state import TRANSITIONS, Attempt, Holder, Judged, Output, State, Status
+from simagent.domain.state import (
+    TRANSITIONS,
+    Attempt,
+    Checkpoint,
+    Holder,
+    Judged,
+    Output,
+    State,
+    Status,
+)
 
 SPEC = Spec.model_validate({"commands": ["true"], "max_attempts": 3, "max_preemptions": 2})
 ME = Holder(agent="a", incarnation="i1", epoch=3)
@@ -185,6 +194,27 @@ def requeue(as_: Attempt, me: Holder = ME) -> Change:
     return partial(mutations.requeue, me=me, spec=SPEC, attempt=as_, checkpoint=None, bell_at=99.0)
 
 
+def checkpoint(number: int) -> Checkpoint:
+    return Checkpoint(
+        epoch=3,
+        number=number,
+        archive=f"{number}.zip",
+        sha256="0",
+        archive_bytes=1,
+        files=1,
+        bytes=1,
+        at=1.0,
+    )
+
+
+def keep(me: Holder = ME) -> Change:
+    return partial(mutations.keep_checkpoint, me=me, checkpoint=checkpoint(7))
+
+
+def expect_keep(state: State) -> str:
+    return str(state.status) if mine(state) and state.status != "finalizing" else REFUSED
+
+
 def claim(judged: Judged, me: Holder = NEXT) -> Change:
     return partial(mutations.claim, judged=judged, me=me, attempt=attempt(me.epoch))
 
@@ -220,6 +250,7 @@ HOLDERS = [
     Case("start_running", lambda _: partial(mutations.start_running, me=ME), expect_running),
     Case("begin_finalizing", lambda _: finalize(), expect_finalizing),
     Case("finish", lambda _: finish(), expect_finish),
+    Case("keep_checkpoint", lambda _: keep(), expect_keep),
     Case("requeue", lambda _: requeue(GIVEN_BACK), partial(expect_requeue, failures=1)),
     Case("preempted", lambda _: requeue(PREEMPTED), partial(expect_requeue, preemptions=1)),
 ]
@@ -423,11 +454,29 @@ def test_a_requeue_counts_why(given: Attempt, counters: tuple[int, int, int]) ->
 
 
 def test_a_requeue_keeps_the_last_checkpoint() -> None:
-    state = make("running", counters=(0, 0, 0)).with_(checkpoint="old")
-    assert requeue(GIVEN_BACK)(state).checkpoint == "old"
+    old, new = checkpoint(1), checkpoint(2)
+    state = make("running", counters=(0, 0, 0)).with_(checkpoint=old)
+    assert requeue(GIVEN_BACK)(state).checkpoint == old
     change = requeue(GIVEN_BACK)
     assert isinstance(change, partial)
-    assert change(state, checkpoint="new").checkpoint == "new"
+    assert change(state, checkpoint=new).checkpoint == new
+
+
+def test_a_checkpoint_only_ever_takes_the_place_of_an_older_one() -> None:
+    state = mutations.keep_checkpoint(make("running", counters=(0, 0, 0)), me=ME, checkpoint=checkpoint(2))
+    assert state.checkpoint == checkpoint(2)
+    assert mutations.keep_checkpoint(state, me=NEXT, checkpoint=checkpoint(2)) is state
+    for late in (checkpoint(1), checkpoint(2).with_(sha256="2")):
+        with pytest.raises(SupersededError, match="newer"):
+            mutations.keep_checkpoint(state, me=ME, checkpoint=late)
+
+
+def test_a_checkpoint_goes_when_nothing_is_to_go_on_any_more() -> None:
+    kept = make("finalizing", counters=(0, 0, 0)).with_(checkpoint=checkpoint(1))
+    assert finish()(kept.with_(outcome=Status.SUCCEEDED)).checkpoint is None
+    ended = finish()(kept.with_(outcome=Status.FAILED))
+    assert ended.checkpoint == checkpoint(1)
+    assert mutations.delete(ended, at=9.0).checkpoint is None
 
 
 def test_another_attempt_does_not_take_a_requeue_for_its_own() -> None:

@@ -94,6 +94,24 @@ class AttemptKeys:
         return f"{self.metrics}{sequence:08d}.jsonl"
 
     @property
+    def checkpoints(self) -> str:
+        """Prefix of what later attempts go on from."""
+        return self.root + "checkpoints/"
+
+    def checkpoint(self, number: int, incarnation: str) -> str:
+        """One set of files; no two tries to store one, by whatever incarnation, share a key."""
+        return f"{self.checkpoints}{number:08d}.{incarnation}.zip"
+
+    @property
+    def syncs(self) -> str:
+        """Prefix of what was asked for while the attempt ran."""
+        return self.root + "sync/"
+
+    def sync(self, name: str) -> "AttemptKeys":
+        """The keys of the outputs as they were when somebody asked."""
+        return AttemptKeys(f"{self.syncs}{name}/")
+
+    @property
     def output_zip(self) -> str:
         """The outputs, as one archive."""
         return self.root + "output.zip"

@@ -13,6 +13,7 @@ from simagent.domain.state import (
     MAX_ATTEMPT_RECORDS,
     OUTCOMES,
     Attempt,
+    Checkpoint,
     Holder,
     Judged,
     Kill,
@@ -105,7 +106,9 @@ def delete(state: State, *, at: float) -> State:
     if state.status is Status.DELETED:
         return state
     _require(state.terminal, f"the task is {state.status}: only ended tasks can be deleted")
-    return state.with_(status=Status.DELETED, output=None, stderr_tail="", ended_at=at)
+    return state.with_(
+        status=Status.DELETED, output=None, checkpoint=None, stderr_tail="", ended_at=at
+    )
 
 
 # --- Anybody's, about a task without a live holder ----------------------------------------------
@@ -223,6 +226,17 @@ def start_running(state: State, *, me: Holder) -> State:
     return state if state.status is Status.RUNNING else state.with_(status=Status.RUNNING)
 
 
+def keep_checkpoint(state: State, *, me: Holder, checkpoint: Checkpoint) -> State:
+    """Name the files from which a later attempt goes on, in place of older ones."""
+    if state.checkpoint == checkpoint:
+        return state
+    _require_mine(state, me)
+    _require(state.status is not Status.FINALIZING, "the outcome is already fixed")
+    newer = state.checkpoint is None or state.checkpoint.number < checkpoint.number
+    _require(newer, "the task has a newer checkpoint")
+    return state.with_(checkpoint=checkpoint)
+
+
 def begin_finalizing(
     state: State, *, me: Holder, outcome: Status, attempt: Attempt, stderr_tail: str = ""
 ) -> State:
@@ -261,6 +275,7 @@ def finish(
         reason=attempt.reason,
         message=attempt.message,
         lease=None,
+        checkpoint=None if outcome is Status.SUCCEEDED else state.checkpoint,
         output=output,
         attempts=_with_attempt(state, attempt),
         ended_at=at,
@@ -273,7 +288,7 @@ def requeue(
     me: Holder,
     spec: Spec,
     attempt: Attempt,
-    checkpoint: str | None,
+    checkpoint: Checkpoint | None,
     bell_at: float,
 ) -> State:
     """Give the task back for another attempt, counting why.

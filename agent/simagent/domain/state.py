@@ -137,6 +137,26 @@ class Attempt(Record):
     ran_seconds: float | None = None
     reason: Reason | None = None
     message: str = ""
+    restart: int | None = None
+    """The attempt whose checkpoint it went on from."""
+    note: str = ""
+    """What a person should know of its start."""
+
+
+class Checkpoint(Record):
+    """Files from which a later attempt goes on, as attempt ``epoch`` had left them ``at`` a time.
+
+    One archive of them all, ``bytes`` unpacked. ``number`` rises over the task's whole life.
+    """
+
+    epoch: int
+    number: int
+    archive: str
+    sha256: str
+    archive_bytes: int
+    files: int
+    bytes: int
+    at: float
 
 
 class Output(Record):
@@ -165,7 +185,7 @@ class State(Record):
     stderr_tail: str = ""
     counters: Counters = Counters()
     attempts: tuple[Attempt, ...] = ()
-    checkpoint: str | None = None
+    checkpoint: Checkpoint | None = None
     output: Output | None = None
     submitted_by: str = ""
     submitted_at: float
