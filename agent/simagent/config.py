@@ -193,6 +193,11 @@ class Config(BaseSettings):
         return self.queue_url.startswith("sqlite:") and self.store_url.startswith("file:")
 
     @property
+    def store_charges(self) -> bool:
+        """Whether each request to the store costs money and time."""
+        return not self.store_url.startswith("file:")
+
+    @property
     def process_allowed(self) -> bool:
         """Whether tasks may run programs of this machine.
 

@@ -37,6 +37,7 @@ from simagent.ports.store import Blob, Body, Entry, Store, StoreUnavailableError
 from simagent.wiring import open_context
 from simagent.worker import journal as journals
 from simagent.worker.context import Context
+from simagent.worker.control import Looks
 from simagent.worker.identity import alone_on
 from simagent.worker.journal import Journal, Journals
 from simagent.worker.loop import Agent
@@ -374,7 +375,9 @@ def hurt(ctx: Context, options: Options, points: Points, state_dir: Path) -> Con
         journals=PointedJournals(state_dir, points),
         runtimes=runtimes,
         images=images,
-        settings=replace(ctx.settings, look_every=options.look_every),
+        settings=replace(
+            ctx.settings, looks=Looks(every=options.look_every, attended=options.look_every)
+        ),
     )
 
 

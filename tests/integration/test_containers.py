@@ -12,6 +12,7 @@ from fakes.rig import Rig
 from simagent.domain.reasons import Reason
 from simagent.ports.images import ImageError
 from simagent.worker.context import Context
+from simagent.worker.control import Looks
 from simagent.worker.journal import ARTIFACTS
 from simagent.worker.orders import Detached
 
@@ -199,7 +200,7 @@ def test_the_next_agent_waits_for_an_engine_that_is_away(
         rig.until(lambda: rig.log(task) or None)
         agent.interrupt(Detached("the agent stops"))
     containers.runtime.away.set()
-    with rig.agent(change=containers.given(look_every=0.1)):
+    with rig.agent(change=containers.given(looks=Looks(every=0.1, attended=0.1))):
         rig.until(containers.runtime.asked_in_vain.is_set)
         if killed:
             rig.client.kill(task, by="tester")

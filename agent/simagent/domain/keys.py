@@ -36,7 +36,7 @@ class TaskKeys:
 
     @property
     def control(self) -> str:
-        """Who is following the task, and until when."""
+        """Changed by whoever follows the task, asks for something or kills it."""
         return self.root + "control.json"
 
     @property

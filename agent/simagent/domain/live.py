@@ -3,6 +3,7 @@
 A request is a small JSON object beside the task's state. Its answer lies beside the request: one
 line of JSON, then the bytes that were asked for, as they are in the file. Paths are relative to the
 folder in which the task's commands start; bytes of names that are no UTF-8 are lone surrogates.
+One more object, the only one that the agent looks at while nobody asks anything, tells it to look.
 """
 
 import json
@@ -25,6 +26,8 @@ MAX_WAIT = 30.0
 MAX_PATH = 4096
 MEMORY = 64
 """Bytes before a place in a file by which it is recognised."""
+ATTENDED = 30.0
+"""Seconds for which an agent takes a task as attended to, once somebody has said so."""
 
 
 class Place(Record):
@@ -91,6 +94,17 @@ class Answer(Record):
     def encode(self, data: bytes = b"") -> bytes:
         """Write it, with the bytes of the file."""
         return json.dumps(self.model_dump()).encode() + b"\n" + data
+
+
+class Attention(Record):
+    """That somebody follows a task, or has asked something: told by any change of ``nonce``."""
+
+    format: int = FORMAT
+    nonce: str
+
+    def encode(self) -> bytes:
+        """Write it."""
+        return self.model_dump_json().encode()
 
 
 def parse_request(data: bytes) -> Request:

@@ -25,11 +25,11 @@ class Pace:
 
     ``first`` holds until something was shipped, ``followed`` while somebody follows the log,
     ``idle`` otherwise. Full chunks are shipped within a second in any case. ``followed`` leaves
-    a follower a second to see within three what was printed.
+    a follower two seconds to see within three what was printed.
     """
 
     first: float = 15.0
-    followed: float = 2.0
+    followed: float = 1.0
     idle: float = 60.0
     sample: float = 5.0
     segment: float = 60.0

@@ -99,7 +99,8 @@ class AttemptRun:
             task=self.task,
             orders=self.orders,
             live=LiveFiles(ledger.store, clock, task=self.task, epoch=epoch, root=root),
-            every=self._ctx.settings.look_every,
+            looks=self._ctx.settings.looks,
+            follow=self._telemetry.follow,
             keep_alive=lambda: self._runtime.keep_alive(journal.steps),
         )
         disk = DiskWatch(self._ctx, journal, self.orders)

@@ -16,6 +16,7 @@ from simagent.telemetry.pump import LOCAL_PACE, Pace
 from simagent.transfer.unpack import Limits
 from simagent.worker.caretaker import ImageMarks
 from simagent.worker.choice import CONTAINERS
+from simagent.worker.control import LOCAL_LOOKS, Looks
 from simagent.worker.disk import free_bytes
 from simagent.worker.journal import Journals
 
@@ -41,8 +42,7 @@ class Settings:
     orphan_limit: float = 1800.0
     pack_threads: int = 1
     allow_file_inputs: bool = True
-    look_every: float = 0.3
-    """Between two looks for a kill or a request: cheap on a directory, two requests on S3."""
+    looks: Looks = LOCAL_LOOKS
     pace: Pace = LOCAL_PACE
     inputs: Limits = field(default_factory=Limits)
     max_processes: int | None = None

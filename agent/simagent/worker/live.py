@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -66,45 +67,69 @@ class LiveFiles:
         self._task = task
         self._files = _Files(root, beneath, epoch)
         self._epoch = epoch
-        self._seen: dict[str, float] = {}
+        self._found: dict[str, _Found] = {}
 
-    def serve(self) -> None:
-        """Answer what is asked now. Raises `simagent.ports.store.StoreError`s."""
+    @property
+    def waiting(self) -> bool:
+        """Whether there are requests without an answer, as far as is known."""
+        return any(found.open for found in self._found.values())
+
+    def serve(self, *, anew: bool = True) -> None:
+        """Answer what is asked: what has come by now, or unless ``anew`` what was put off.
+
+        Raises `simagent.ports.store.StoreError`s.
+        """
         now = self._clock.now()
-        found = {e.key: e for e in self._store.scan(self._task.requests, limit=_MOST_KEYS)}
-        self._seen = {key: self._seen.get(key, now) for key in found}
+        if anew:
+            self._list(now)
         served = 0
-        for key, entry in found.items():
-            age = now - self._seen[key]
+        for key, found in list(self._found.items()):
+            age = now - found.since
             if age >= _STALE:
                 self._store.delete(key)
+                del self._found[key]
                 continue
-            answer_key = self._task.answer(key.removeprefix(self._task.requests))
-            if key.endswith(".answer") or answer_key in found or served == _SERVED_A_LOOK:
+            if not found.open or served == _SERVED_A_LOOK:
                 continue
             try:
-                answer = self._answer(entry, age)
+                answer = self._answer(found, age)
             except NotFoundError:
+                found.open = False
                 continue  # whoever asked has given up
             if answer is not None:
+                answer_key = self._task.answer(key.removeprefix(self._task.requests))
                 self._store.put(answer_key, answer)
-                self._seen[answer_key] = now
+                found.open = False
+                self._found[answer_key] = _Found(None, now, open=False)
                 served += 1
+
+    def _list(self, now: float) -> None:
+        """Find the requests and answers that lie there."""
+        entries = {e.key: e for e in self._store.scan(self._task.requests, limit=_MOST_KEYS)}
+        known, self._found = self._found, {}
+        for key, entry in entries.items():
+            name = key.removeprefix(self._task.requests)
+            unanswered = not key.endswith(".answer") and self._task.answer(name) not in entries
+            found = known.get(key) or _Found(entry, now, open=unanswered)
+            found.open = found.open and unanswered
+            self._found[key] = found
 
     def clear(self) -> None:
         """Remove all requests and answers. Raises `simagent.ports.store.StoreError`s."""
         for entry in list(self._store.scan(self._task.requests)):
             self._store.delete(entry.key)
 
-    def _answer(self, entry: Entry, age: float) -> bytes | None:
+    def _answer(self, found: "_Found", age: float) -> bytes | None:
         """Make the answer to a request; None while it is to be put off."""
-        if entry.size > MAX_REQUEST:
+        assert found.entry is not None
+        if found.entry.size > MAX_REQUEST:
             return self._refuse("unsupported", f"the request has more than {MAX_REQUEST} bytes")
-        raw = self._store.get(entry.key).data
         try:
-            request = parse_request(raw)
+            if found.request is None:
+                found.request = parse_request(self._store.get(found.entry.key).data)
         except ValueError as error:
             return self._refuse("unsupported", f"{error}: is the agent older than you?")
+        request = found.request
         waits = age < request.wait
         try:
             answer, data = self._files.look(request)
@@ -122,6 +147,16 @@ class LiveFiles:
     def _refuse(self, error: str, message: str) -> bytes:
         fields = {"epoch": self._epoch, "error": error, "message": message}
         return Answer.model_validate(fields).encode()
+
+
+@dataclass(slots=True)
+class _Found:
+    """A request, or an answer, since when it is known; ``open`` while it wants an answer."""
+
+    entry: Entry | None
+    since: float
+    open: bool
+    request: Request | None = None
 
 
 class _RefusedError(Exception):

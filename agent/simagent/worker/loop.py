@@ -230,7 +230,7 @@ class Agent:
                 return True
             self._reception.reconsider(task, None)
             if not self._slots.runs(task):
-                self._wait(self._ctx.settings.look_every)
+                self._wait(self._ctx.settings.looks.attended)
         return False
 
     def _take_next(self, *, busy: bool) -> bool:

@@ -44,6 +44,10 @@ class Telemetry:
         """Start shipping."""
         self._pump.start()
 
+    def follow(self, until: float) -> None:
+        """Ship as somebody reads along, until this time of the clock's `now`."""
+        self._pump.follow(until)
+
     def stop(self, within: float, *, final: bool = True) -> bool:
         """End shipping within some seconds; tell whether everything is in the store."""
         return self._pump.stop(self._clock.now() + within, final=final)
