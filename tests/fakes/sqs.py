@@ -6,7 +6,8 @@ from boto3.session import Session
 
 from fakes.aws import Moto
 from simagent.ports.clock import Clock
-from simagent.queues.sqs import DEAD, SqsQueue, create_queue, queue_name, unpacked
+from simagent.queues.sqs import DEAD, SqsQueue, queue_name, unpacked
+from simagent.queues.sqs_setup import create_queue
 
 
 class ListedQueue(SqsQueue):

@@ -13,7 +13,8 @@ from simagent.domain import bell
 from simagent.engines import open_queue
 from simagent.ports.clock import SystemClock, Waitable
 from simagent.ports.queue import Message
-from simagent.queues.sqs import DEAD, SqsQueue, create_queue
+from simagent.queues.sqs import DEAD, SqsQueue
+from simagent.queues.sqs_setup import create_queue
 from simagent.worker.context import Context
 
 CLOCK = SystemClock()

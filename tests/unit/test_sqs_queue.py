@@ -14,8 +14,9 @@ from simagent.config import ConfigError, load_config
 from simagent.engines import open_queue, try_queue
 from simagent.ports.clock import SystemClock, Wake
 from simagent.ports.queue import Message, Queue, QueueRefusedError, QueueUnavailableError
-from simagent.queues.sqs import DEAD, SqsQueue, create_queue
+from simagent.queues.sqs import DEAD, SqsQueue
 from simagent.queues.sqs_poll import Poll
+from simagent.queues.sqs_setup import create_queue
 
 # For the credentials that come with it.
 pytestmark = pytest.mark.usefixtures("moto")
@@ -219,7 +220,7 @@ def test_a_queue_that_does_not_exist_is_named(moto: Moto, name: str, call: str) 
     line = str(caught.value)
     assert f"sqs://{name} (" in line
     assert moto.region in line
-    assert "create it, or set queue, sqs_region or sqs_endpoint" in line
+    assert "create it (simagent setup), or set queue, sqs_region or sqs_endpoint" in line
     # It is found as soon as it is there.
     create_queue(name, region=moto.region, endpoint=moto.endpoint)
     CALLS[call](queue)

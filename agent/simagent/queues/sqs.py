@@ -41,15 +41,6 @@ _REASON, _RECEIVES = "simagent.reason", "simagent.receives"
 _PLAIN = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 _NOT_PLAIN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-_ATTRIBUTES = {
-    "ReceiveMessageWaitTimeSeconds": str(LONGEST_POLL),
-    "MessageRetentionPeriod": str(14 * 86_400),
-    "VisibilityTimeout": "120",
-    "SqsManagedSseEnabled": "true",
-}
-# The most that SQS takes: each agent that cannot run a task counts as one.
-_MAX_RECEIVES = 1000
-
 
 def queue_name(pattern: str, group: str) -> str:
     """Give the name of a group's queue. Raises ValueError for a group that is no valid name.
@@ -191,26 +182,6 @@ class SqsQueue:
             self._rejected[key] = None
             while len(self._rejected) > _REMEMBERED:
                 self._rejected.popitem(last=False)
-
-
-def create_queue(name: str, *, region: str | None = None, endpoint: str | None = None) -> None:
-    """Make a queue and that of its dead letters, or set right those that are there.
-
-    Raises QueueError.
-    """
-    calls = SqsCalls(region, endpoint)
-    arn = _create(calls, name + DEAD, _ATTRIBUTES)
-    redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": _MAX_RECEIVES})
-    _create(calls, name, _ATTRIBUTES | {"RedrivePolicy": redrive})
-
-
-def _create(calls: SqsCalls, name: str, attributes: Mapping[str, str]) -> str:
-    """Make one queue and give its ARN."""
-    # With attributes it would fail where there is one with others.
-    calls.call(name, "create_queue", QueueName=name)
-    calls.on_queue(name, "set_queue_attributes", Attributes=attributes)
-    answer = calls.on_queue(name, "get_queue_attributes", AttributeNames=["QueueArn"])
-    return str(answer["Attributes"]["QueueArn"])
 
 
 def _packed(body: str, notes: Mapping[str, str]) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class StaleReceiptError(QueueError):
     """The receipt is of a message that was received again, or is gone."""
 
 
+class NoQueueError(QueueRefusedError):
+    """There is no queue of that name, or none that may be seen."""
+
+
 class SqsCalls:
     """Calls about queues of one region, by their names. Cheap to make, and safe between threads.
 
@@ -61,6 +65,12 @@ class SqsCalls:
         self._session: Session | None = None
         self._clients: dict[str, Any] = {}
         self._urls: dict[str, str] = {}
+
+    @property
+    def region(self) -> str:
+        """The region that the queues are in, once one of them was asked for."""
+        client = next(iter(self._clients.copy().values()), None)
+        return str(client.meta.region_name if client else self._region or "")
 
     def on_queue(self, name: str, operation: str, **fields: object) -> dict[str, Any]:
         """Call an operation on a queue. Raises QueueError, `StaleReceiptError` among them."""
@@ -101,9 +111,7 @@ class SqsCalls:
             self._clients.clear()
 
     def _where(self, name: str) -> str:
-        client = next(iter(self._clients.copy().values()), None)
-        region = client.meta.region_name if client else self._region
-        place = f"{self._endpoint}, {region}" if self._endpoint else region
+        place = f"{self._endpoint}, {self.region}" if self._endpoint else self.region
         return f"sqs://{name} ({place})"
 
     def _answered(self, error: boto.ClientError, name: str) -> QueueError:
@@ -116,9 +124,9 @@ class SqsCalls:
             return StaleReceiptError(f"{where}: {said}")
         if code in _NO_QUEUE:
             self._urls.pop(name, None)
-            return QueueRefusedError(
-                f"{where} does not exist there, or may not be seen: create it, or set queue, "
-                "sqs_region or sqs_endpoint to where it is"
+            return NoQueueError(
+                f"{where} does not exist there, or may not be seen: create it (simagent setup), or "
+                "set queue, sqs_region or sqs_endpoint to where it is"
             )
         if code in _CLOCK or any(words in said for words in _CLOCK_WORDS):
             return QueueUnavailableError(

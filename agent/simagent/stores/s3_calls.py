@@ -61,6 +61,14 @@ class S3Calls:
         if access.ca_bundle is not None and not access.ca_bundle.is_file():
             raise StoreRefusedError(f"s3_ca_bundle: there is no file {access.ca_bundle}")
 
+    @property
+    def region(self) -> str | None:
+        """Where buckets are made; None of a server whose regions nobody has named."""
+        if self._access.region is not None or self._access.endpoint is not None:
+            return self._access.region
+        with self.errors():
+            return str(self._client(1).meta.region_name)
+
     def once(self, operation: str, key: str = "", **fields: Any) -> Any:
         """Call an operation on the bucket, or on the object ``key``. Raises StoreError."""
         return self._call(1, operation, key, fields)
