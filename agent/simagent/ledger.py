@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -34,6 +35,14 @@ class CorruptError(Exception):
 
 class TooNewError(Exception):
     """An object in the store was written in a newer format than this version knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A state as it was read or written, and the tag by which the store knows that version."""
+
+    state: State
+    etag: str
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -92,7 +101,7 @@ class Ledger:
 
     def state(self, task: TaskKeys) -> State:
         """Read the state. Raises `NotFoundError`."""
-        return self._read_state(task)[0]
+        return self._read_state(task).state
 
     def spec(self, task: TaskKeys, *, sha256_: str | None = None) -> Spec:
         """Read the spec; `CorruptError` too where it is missing or not the one with the hash."""
@@ -139,28 +148,52 @@ class Ledger:
         `SupersededError` where it may not be made; it is called anew after each lost race. When
         `StoreUnavailableError` comes out, the change may have been applied: call again.
         """
+        return self.change_from(None, task, change).state
+
+    def change_from(
+        self, known: Version | None, task: TaskKeys, change: Callable[[State], State]
+    ) -> Version:
+        """Change the state as `change` does, without a read where it is still as it is known.
+
+        Whoever changed it since is found out by the store's comparison: nothing is concluded from
+        what is known alone.
+        """
         write_id = secrets.token_hex(8)
         for _ in range(_CAS_TRIES):
             with self._locks[hash(task) % len(self._locks)]:
-                state, etag = self._read_state(task)
-                if state.write_id == write_id:
-                    return state
-                wanted = change(state)
-                if wanted is state:
-                    return state
-                wanted = wanted.with_(write_id=write_id)
+                guess, known = known, None
+                version = guess or self._read_state(task)
+                if version.state.write_id == write_id:
+                    return version
                 try:
-                    with self._counted():
-                        self.store.put(task.state, _dump(wanted), if_match=etag)
-                except PreconditionError:
-                    continue  # lost the race, perhaps against ourselves: the next read tells
-                except StoreUnavailableError:
-                    state, _ = self._read_state(task)
-                    if state.write_id != write_id:
+                    wanted = change(version.state)
+                except SupersededError:
+                    if guess is None:
                         raise
-                    return state
-                return wanted
+                    continue
+                if wanted is not version.state:
+                    written = self._swap(task, version.etag, wanted.with_(write_id=write_id))
+                    if written is not None:
+                        return written
+                elif guess is None:
+                    return version
         raise StoreUnavailableError(f"{task.state} is changed by others too fast")
+
+    def _swap(self, task: TaskKeys, etag: str, wanted: State) -> Version | None:
+        """Write a state over the version that is known; None where a race was lost.
+
+        That may have been one against ourselves: the next read tells.
+        """
+        try:
+            with self._counted():
+                return Version(wanted, self.store.put(task.state, _dump(wanted), if_match=etag))
+        except PreconditionError:
+            return None
+        except StoreUnavailableError:
+            version = self._read_state(task)
+            if version.state.write_id != wanted.write_id:
+                raise
+            return version
 
     def open_marker(self, group: str, task: TaskKeys) -> None:
         """Mark the task as not terminal, for the sweep."""
@@ -206,10 +239,10 @@ class Ledger:
             if task is not None:
                 yield task
 
-    def _read_state(self, task: TaskKeys) -> tuple[State, str]:
+    def _read_state(self, task: TaskKeys) -> Version:
         with self._counted():
             blob = self.store.get(task.state)
-        return _parse(State, blob.data, task.state, STATE_FORMAT), blob.etag
+        return Version(_parse(State, blob.data, task.state, STATE_FORMAT), blob.etag)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

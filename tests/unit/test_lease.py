@@ -237,3 +237,38 @@ def test_a_renewal_whose_answer_was_lost_is_followed_by_one_that_shows() -> None
 def test_a_renewal_gives_the_state_it_wrote() -> None:
     it = Fixture()
     assert it.lease.renew() == it.state()
+
+
+def test_a_renewal_is_one_write_while_nobody_else_writes() -> None:
+    it = Fixture()
+    it.run_for(61)
+    assert [call for call, _ in it.faults.calls] == ["get", "put", "put", "put", "put"]
+
+
+def test_what_others_wrote_between_two_renewals_is_seen_and_kept() -> None:
+    it = Fixture()
+    it.clock.after(
+        20, lambda: it.good.change(it.task, lambda s: s.with_(stderr_tail="by another thread"))
+    )
+    it.run_for(61)
+    assert it.beat() == 4
+    assert it.state().stderr_tail == "by another thread"
+    assert [call for call, _ in it.faults.calls] == [
+        "get",
+        "put",
+        "put",
+        "get",
+        "put",
+        "put",
+        "put",
+    ]
+
+
+def test_a_renewal_whose_answer_was_lost_counts_once_and_is_gone_on_from() -> None:
+    it = Fixture()
+    it.faults.plan = lambda call, _key: LOST_ANSWER if call == "put" else None
+    it.run_for(100)
+    state = it.state()
+    assert state.lease is not None
+    assert state.lease.beat == sum(call == "put" for call, _ in it.faults.calls)
+    assert it.orders.interrupted is None

@@ -426,3 +426,22 @@ def test_failures_count_what_gave_no_answer_and_nothing_else() -> None:
         with pytest.raises(StoreUnavailableError):
             call()
         assert ledger.failures == number
+
+
+def test_a_change_of_what_is_known_reads_again_where_it_is_no_longer_so() -> None:
+    """Neither a refusal nor `there already` is concluded from what was known."""
+    good = Ledger(MemoryStore())
+    task = place(good, "running")
+    known = good.change_from(None, task, lambda s: s.with_(message="one"))
+    good.change(task, lambda s: s.with_(message="two"))
+
+    def refuse_one(state: State) -> State:
+        if state.message == "one":
+            raise SupersededError("old")
+        return state.with_(stderr_tail="seen")
+
+    assert good.change_from(known, task, refuse_one).state.message == "two"
+    same = good.change_from(
+        known, task, lambda s: s if s.message == "one" else s.with_(reason=None)
+    )
+    assert same.state.message == "two"

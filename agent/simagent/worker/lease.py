@@ -10,7 +10,7 @@ from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.state import Attempt, Holder, State
 from simagent.domain.times import Times
-from simagent.ledger import CorruptError, Ledger, TooNewError
+from simagent.ledger import CorruptError, Ledger, TooNewError, Version
 from simagent.ports.clock import Clock, Wake
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.orders import LeaseLost, Orders, Partitioned
@@ -47,6 +47,8 @@ class Lease:
         self._orders = orders
         self._progress = progress
         self._stop_after = stop_after
+        self._known: Version | None = None
+        """What was written last: where nobody has written since, it need not be read again."""
         self._renewed = clock.now()
         self._stop = Wake()
         self._quiet = False
@@ -74,9 +76,13 @@ class Lease:
         self._beat += 1
         beat, attempt = self._beat, self._progress()
         asked = self._clock.now()  # others may count from then on, not from when the answer came
-        state = self._ledger.change(
-            self._task, lambda s: mutations.renew(s, me=self._me, beat=beat, attempt=attempt)
+        known, self._known = self._known, None
+        self._known = self._ledger.change_from(
+            known,
+            self._task,
+            lambda s: mutations.renew(s, me=self._me, beat=beat, attempt=attempt),
         )
+        state = self._known.state
         self._renewed = asked
         self._late = False
         if state.kill is not None:
