@@ -463,7 +463,9 @@ def test_a_requeue_keeps_the_last_checkpoint() -> None:
 
 
 def test_a_checkpoint_only_ever_takes_the_place_of_an_older_one() -> None:
-    state = mutations.keep_checkpoint(make("running", counters=(0, 0, 0)), me=ME, checkpoint=checkpoint(2))
+    state = mutations.keep_checkpoint(
+        make("running", counters=(0, 0, 0)), me=ME, checkpoint=checkpoint(2)
+    )
     assert state.checkpoint == checkpoint(2)
     assert mutations.keep_checkpoint(state, me=NEXT, checkpoint=checkpoint(2)) is state
     for late in (checkpoint(1), checkpoint(2).with_(sha256="2")):

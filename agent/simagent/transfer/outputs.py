@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -42,7 +42,8 @@ Mark = tuple[int, int, int, int]
 """Size, mtime in ns, ctime in ns, inode: an unchanged file has the same."""
 
 
-def _mark(status: os.stat_result) -> Mark:
+def mark_of(status: os.stat_result) -> Mark:
+    """Give what an unchanged file keeps."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
@@ -60,6 +61,10 @@ class Snapshot(NamedTuple):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+    def without(self, paths: Collection[str]) -> "Snapshot":
+        """Leave some paths out: what lies there counts as made by the task."""
+        return Snapshot({path: mark for path, mark in self.marks.items() if path not in paths})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -85,7 +90,7 @@ def snapshot(root: Path, beneath: str = "") -> Snapshot:
     that stamps files has moved on, so that even a change made at once is seen. Raises OSError.
     """
     marks = {
-        found.path: _mark(found.status)
+        found.path: mark_of(found.status)
         for found in scan(root, beneath)
         if found.kind != "folder" or found.empty
     }
@@ -132,7 +137,7 @@ def select(
     for path, kind, status, empty in scan(root, beneath, mend=True):
         if kind == "folder" and not empty:
             continue
-        if path in marks and marks[path] == _mark(status):
+        if path in marks and marks[path] == mark_of(status):
             continue
         wanted = include.match_beneath if kind == UNLISTED else include.match
         if not wanted(path) or exclude.match(path):

@@ -1,0 +1,199 @@
+"""Checkpoints: files of a running task, taken as one set that belongs together, and laid back.
+
+A set is packed into a file of this machine first. It is one set only if none of its files has
+changed between a look before the packing and one after it; how long the store then takes for it
+matters to nobody.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from simagent.domain.state import Checkpoint
+from simagent.ports.retry import Retry
+from simagent.ports.store import NotFoundError, Store, StoreUnavailableError
+from simagent.transfer.archive import Archive
+from simagent.transfer.batch import Member
+from simagent.transfer.errors import InputRejectedError, TooManyOutputsError
+from simagent.transfer.globs import Globs
+from simagent.transfer.outputs import MAX_OUTPUTS, Mark, Snapshot, mark_of
+from simagent.transfer.tree import scan
+from simagent.transfer.unpack import Limits, plain_path, plain_target, unpack, write_all
+from simagent.transfer.zipread import ZipError, read_directory
+
+_READ = 1 << 20
+_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE of linux/time.h: what the kernel stamps files with
+
+
+class UnsettledError(Exception):
+    """Files of a set were written while they were read: they are no set."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be laid back; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSet:
+    """The files of a checkpoint, and by what each shows that it was not changed."""
+
+    members: tuple[Member, ...]
+    marks: Mapping[str, Mark]
+
+    @property
+    def bytes(self) -> int:
+        """The size of all of them."""
+        return sum(member.size for member in self.members)
+
+    def quiet_since(self, moment: int) -> bool:
+        """Tell whether none was touched since a moment of `file_clock`."""
+        return all(ctime < moment for _, _, ctime, _ in self.marks.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A set in one archive on this machine. Sizes are in bytes, ``files`` counts links, too."""
+
+    path: Path
+    sha256: str
+    archive_bytes: int
+    files: int
+    bytes: int
+
+
+def file_clock() -> int:
+    """Give the time by which the kernel stamps files, in nanoseconds."""
+    return time.clock_gettime_ns(_COARSE_CLOCK)
+
+
+def find(root: Path, before: Snapshot, paths: Iterable[str], *, beneath: str = "") -> FileSet:
+    """Find the files that belong to a checkpoint: those that match and that the task has made.
+
+    As with outputs, inputs that are as they were ``before`` are not among them; nor are links that
+    lead out of the folder, which is the one ``beneath`` the root. Raises OSError.
+    """
+    globs = Globs(paths)
+    members: list[Member] = []
+    marks: dict[str, Mark] = {}
+    prefix = beneath + "/" if beneath else ""
+    for path, kind, status, empty in scan(root, beneath, mend=True):
+        if kind not in ("file", "link") and not (kind == "folder" and empty):
+            continue
+        mark = mark_of(status)
+        if before.marks.get(path) == mark or not globs.match(path):
+            continue
+        if kind == "link" and not _stays(root / beneath / path, path):
+            continue
+        if len(members) == MAX_OUTPUTS:
+            raise TooManyOutputsError(f"more than {MAX_OUTPUTS} files match checkpoint.paths")
+        size = status.st_size if kind == "file" else 0
+        members.append(Member(path, str(root), prefix + path, kind, size))
+        marks[path] = mark
+    return FileSet(tuple(members), marks)
+
+
+def _stays(link: Path, path: str) -> bool:
+    try:
+        plain_target(path, os.readlink(link))
+    except (OSError, ZipError):
+        return False
+    return True
+
+
+def pack(files: FileSet, target: Path, check: Callable[[], None]) -> Packed:
+    """Pack a set into a file, on one core. Whether it changed meanwhile, another `find` tells.
+
+    ``check`` is called for each piece and may raise. Raises OSError, and `UnsettledError` where a
+    file was seen to change.
+    """
+    archive = Archive(files.members, threads=1)
+    with target.open("wb") as file:
+        for chunk in archive:
+            check()
+            file.write(chunk)
+    for path, why in archive.notes:
+        raise UnsettledError(f"{path!r} {why}")
+    count = sum(member.kind != "folder" for member in files.members)
+    size = sum(entry.size for entry in archive.entries)  # a link's is that of its target's name
+    return Packed(target, archive.sha256, archive.size, count, size)
+
+
+def store_packed(
+    store: Store, key: str, packed: Packed, *, retry: Retry, check: Callable[[], None]
+) -> None:
+    """Upload a packed set, and read it back. ``check`` as in `pack`.
+
+    Raises what ``retry`` lets through.
+    """
+
+    def body() -> Iterator[bytes]:
+        with packed.path.open("rb") as file:
+            while data := file.read(_READ):
+                check()
+                yield data
+
+    def upload() -> None:
+        stored = store.upload(key, body)
+        if stored.size != packed.archive_bytes or _checksum(store, key, check) != packed.sha256:
+            raise StoreUnavailableError(f"{key} is not in the store as it was sent")
+
+    retry(upload)
+
+
+def _checksum(store: Store, key: str, check: Callable[[], None]) -> str:
+    checksum = hashlib.sha256()
+    with store.open(key) as stream:
+        while data := stream.read(_READ):
+            check()
+            checksum.update(data)
+    return checksum.hexdigest()
+
+
+def fetch(
+    store: Store, checkpoint: Checkpoint, target: Path, *, retry: Retry, check: Callable[[], None]
+) -> None:
+    """Download a set, and verify it. ``check`` as in `pack`.
+
+    Raises `CheckpointError` where it is gone or damaged, what ``retry`` lets through, and OSError.
+    """
+    key, size = checkpoint.archive, checkpoint.archive_bytes
+
+    def go_on() -> None:
+        have = os.fstat(out.fileno()).st_size
+        with store.open(key, start=have, length=size - have) as stream:
+            while have < size:
+                data = stream.read(min(_READ, size - have))
+                if not data:
+                    raise StoreUnavailableError(f"{key} ended early")
+                check()
+                write_all(out.fileno(), data)
+                have += len(data)
+
+    with target.open("wb+") as out:
+        try:
+            there = retry(lambda: store.head(key)).size
+            if there == size:
+                retry(go_on)
+        except NotFoundError as error:
+            raise CheckpointError(f"{key} is not there any more") from error
+        out.seek(0)
+        if there != size or hashlib.file_digest(out, "sha256").hexdigest() != checkpoint.sha256:
+            raise CheckpointError(f"{key} is damaged")
+
+
+def lay(archive: Path, checkpoint: Checkpoint, root: Path) -> frozenset[str]:
+    """Unpack a verified set over what lies in a folder; give the paths that came with it.
+
+    Raises `CheckpointError` where something there is in the way, and OSError.
+    """
+    limits = Limits(max_bytes=checkpoint.bytes, max_files=2 * MAX_OUTPUTS, max_ratio=1 << 40)
+    try:
+        unpack(archive, root, limits=limits)
+        with archive.open("rb") as file:
+            directory = read_directory(file, max_files=limits.max_files)
+    except (InputRejectedError, ZipError) as error:
+        raise CheckpointError(f"{checkpoint.archive}: {error}") from error
+    return frozenset(plain_path(entry) for entry in directory.entries)
