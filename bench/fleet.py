@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from simagent.client import Client
+from simagent.client import Tasks
 from simagent.config import Config, load_config
 from simagent.domain.spec import Spec
-from simagent.wiring import open_client
+from simagent.wiring import open_tasks
 
 STARTUP_SECONDS = 30.0
 
@@ -38,9 +38,9 @@ def agents(folder: Path, count: int = 1, *options: str) -> Iterator[list[subproc
             process.wait(30)
 
 
-def client(folder: Path) -> Client:
+def client(folder: Path) -> Tasks:
     """Make a client of the same queue and store."""
-    return open_client(config(folder))
+    return open_tasks(config(folder))
 
 
 def task(command: str, **fields: object) -> Spec:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simagent.client import Client
+from simagent.client import Tasks
 from simagent.config import Config, ConfigError
 from simagent.domain.keys import TaskKeys
 from simagent.engines import open_queue, open_store, queues
@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # clients need no worker: they start faster without
     from simagent.worker.sweep import Sweeper
 
 
-def open_client(config: Config) -> Client:
-    """Make a client."""
-    return Client(Ledger(open_store(config)), queues(config), SystemClock(), project=config.project)
+def open_tasks(config: Config) -> Tasks:
+    """Make what works on the tasks of the project."""
+    return Tasks(Ledger(open_store(config)), queues(config), SystemClock(), project=config.project)
 
 
 def open_launcher(config: Config) -> Launcher | None:

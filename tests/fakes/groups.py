@@ -8,7 +8,7 @@ from fakes.model import ShiftedClock
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import refusing
-from simagent.client import Client
+from simagent.client import Tasks
 from simagent.domain.keys import TaskKeys
 from simagent.domain.state import State
 from simagent.domain.times import Times
@@ -102,7 +102,7 @@ class Group:
         self.store = MemoryStore()
         self.queue = MemoryQueue(self.clock)
         self.ledger = Ledger(self.store)
-        self.client = Client(self.ledger, lambda _: self.queue, self.clock, project="default")
+        self.client = Tasks(self.ledger, lambda _: self.queue, self.clock, project="default")
         self.members: list[Member] = []
 
     def join(self, name: str, why: str | None, *, lasting: bool = True) -> Member:

@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from simagent.client import Client
+from simagent.client import Tasks
 from simagent.config import Config, load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
-from simagent.wiring import open_agent, open_client, open_context
+from simagent.wiring import open_agent, open_context, open_tasks
 from simagent.worker.context import Context
 from simagent.worker.identity import alone_on
 from simagent.worker.loop import Agent
@@ -51,7 +51,7 @@ class Rig:
             **(engines or {}),
         }
         self._times = TIMES | times
-        self.client: Client = open_client(self.config())
+        self.client: Tasks = open_tasks(self.config())
 
     def config(self, name: str = "state") -> Config:
         return load_config(

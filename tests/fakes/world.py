@@ -10,7 +10,7 @@ from fakes.faults import FaultyQueue, FaultyStore
 from fakes.model import Actor, Op, Run, ShiftedClock, Trouble, WatchedJournals
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
-from simagent.client import Client, ClientError, UsageError
+from simagent.client import ClientError, Tasks, UsageError
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State, Status
@@ -201,7 +201,7 @@ class World:
         actor = self.actor()
         store = FaultyStore(AuditedStore(self.store, self.audit, Writer("client")), actor.faults)
         queue = FaultyQueue(self.queue, actor.faults)
-        client = Client(Ledger(store), lambda group: queue, self.clock, project=task.project)
+        client = Tasks(Ledger(store), lambda group: queue, self.clock, project=task.project)
         with actor.operation(verb, troubles):
             try:
                 if verb == "submit":

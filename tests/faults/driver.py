@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -183,6 +183,10 @@ class PointedQueue:
     def send(self, body: str, *, delay: float = 0.0) -> None:
         with self._points.around("queue.send", QueueUnavailableError):
             self._inner.send(body, delay=delay)
+
+    def send_many(self, bodies: Sequence[str]) -> None:
+        with self._points.around("queue.send_many", QueueUnavailableError):
+            self._inner.send_many(bodies)
 
     def receive(self, *, visibility: float, wait: float, wake: Waitable) -> Message | None:
         self._points.reach("queue.receive before")

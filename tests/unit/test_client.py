@@ -10,7 +10,7 @@ from fakes.faults import UNAVAILABLE, Fault, Faults, FaultyStore
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import place
-from simagent.client import Client, ClientError, UsageError
+from simagent.client import ClientError, Tasks, UsageError
 from simagent.domain import bell, keys
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
@@ -35,7 +35,7 @@ class Desk:
         self.faults = Faults(self.clock)
         self.queue = MemoryQueue(self.clock)
         ledger = Ledger(FaultyStore(self.store, self.faults))
-        self.client = Client(ledger, lambda _group: self.queue, self.clock, project="default")
+        self.client = Tasks(ledger, lambda _group: self.queue, self.clock, project="default")
 
     def ended(self, name: str) -> TaskKeys:
         """Place a task that ended just now, with something of each kind that one leaves."""

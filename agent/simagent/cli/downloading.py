@@ -5,10 +5,10 @@ from pathlib import Path
 
 from simagent.cli.progress import progress_bar
 from simagent.cli.text import columns, printable, put, say, size
-from simagent.client import Client
+from simagent.client import Tasks
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
-from simagent.wiring import open_client
+from simagent.wiring import open_tasks
 
 _SHOWN = 20
 
@@ -17,13 +17,13 @@ def download_outputs(
     config: Config, task_id: str, patterns: Sequence[str], folder: Path | None
 ) -> None:
     """Fetch the outputs that match, and list them."""
-    client = open_client(config)
+    client = open_tasks(config)
     task = client.task(task_id)
     for line in fetch(client, task, patterns, folder or Path(task_id)):
         put(line)
 
 
-def fetch(client: Client, task: TaskKeys, patterns: Sequence[str], folder: Path) -> Iterator[str]:
+def fetch(client: Tasks, task: TaskKeys, patterns: Sequence[str], folder: Path) -> Iterator[str]:
     """Fetch outputs into a folder; give the lines that list them."""
     output = client.state(task).output
     total = output.bytes if output and not patterns else None

@@ -7,7 +7,7 @@ from simagent.cli.text import columns, moment, printable, put, say, size
 from simagent.client import TaskFiles
 from simagent.config import Config
 from simagent.domain.live import Item
-from simagent.wiring import open_client
+from simagent.wiring import open_tasks
 
 _MARKS = {"folder": "/", "link": "@", "fifo": "|", "socket": "="}
 
@@ -38,7 +38,7 @@ def tail_file(
 
 
 def _files(config: Config, task_id: str, timeout: float) -> TaskFiles:
-    client = open_client(config)
+    client = open_tasks(config)
     return client.files(
         client.task(task_id), timeout=timeout, on_note=lambda text: say(printable(text))
     )

@@ -4,22 +4,22 @@ import sys
 from collections.abc import Sequence
 
 from simagent.cli.text import say
-from simagent.client import Client
+from simagent.client import Tasks
 from simagent.config import Config
 from simagent.domain.keys import STREAMS, Stream, TaskKeys
-from simagent.wiring import open_client
+from simagent.wiring import open_tasks
 
 
 def print_logs(config: Config, task_id: str, *, follow: bool, stdout: bool, stderr: bool) -> None:
     """Print the streams asked for to standard output, as they are."""
-    client = open_client(config)
+    client = open_tasks(config)
     wanted: dict[Stream, bool] = {"stdout": stdout, "stderr": stderr}
     streams = [stream for stream in STREAMS if wanted[stream]]
     relay(client, client.task(task_id), streams, follow=follow, apart=False)
 
 
 def relay(
-    client: Client,
+    client: Tasks,
     task: TaskKeys,
     streams: Sequence[Stream] = STREAMS,
     *,

@@ -7,12 +7,12 @@ from itertools import islice
 
 from simagent.cli.report import describe, full
 from simagent.cli.text import coloured, columns, moment, printable, put, put_json, seconds
-from simagent.client import Client, ClientError, Listed, UsageError
+from simagent.client import ClientError, Listed, Tasks, UsageError
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import Status
-from simagent.wiring import open_client
+from simagent.wiring import open_tasks
 
 
 def list_tasks(
@@ -27,7 +27,7 @@ def list_tasks(
     """Print the tasks that match all that was asked for."""
     wanted = {_status(text) for text in statuses}
     pairs = [_tag(text) for text in tags]
-    found = _matching(open_client(config).list(), wanted, name, pairs)
+    found = _matching(open_tasks(config).list(), wanted, name, pairs)
     rows = list(islice(found, limit or None))
     if as_json:
         put_json([describe(row.task, row.state, row.spec) for row in rows])
@@ -43,7 +43,7 @@ def list_tasks(
 
 def show_task(config: Config, task_id: str, *, as_json: bool) -> None:
     """Print all about one task."""
-    client = open_client(config)
+    client = open_tasks(config)
     task = client.task(task_id)
     state, spec = client.state(task), spec_of(client, task)
     refusals = client.refusals(task) if state.status is Status.QUEUED else ()
@@ -54,7 +54,7 @@ def show_task(config: Config, task_id: str, *, as_json: bool) -> None:
         put(line)
 
 
-def spec_of(client: Client, task: TaskKeys) -> Spec | None:
+def spec_of(client: Tasks, task: TaskKeys) -> Spec | None:
     """Read a task's spec; None where it was deleted, or cannot be read."""
     try:
         return client.spec(task)

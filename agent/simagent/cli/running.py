@@ -15,13 +15,13 @@ from simagent.cli.report import headline, steps, tail, timeline
 from simagent.cli.specfile import read_spec
 from simagent.cli.tasks import exit_code
 from simagent.cli.text import put, say
-from simagent.client import Client, ClientError, UsageError, whoami
+from simagent.client import ClientError, Tasks, UsageError, whoami
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_agent, open_client, open_launcher, open_runtimes
+from simagent.wiring import open_agent, open_launcher, open_runtimes, open_tasks
 from simagent.worker.capacity import asks_for_mpi, lacking, refusal
 from simagent.worker.identity import Occupant, StateFolderInUseError, alone_on, holder_of
 from simagent.worker.journal import Journals
@@ -37,7 +37,7 @@ def run_here(
     """Run a task to its end; tell the exit code that its outcome makes."""
     spec, base = read_spec(path, config)
     config = config.model_copy(update={"group": spec.group})
-    client = open_client(config)
+    client = open_tasks(config)
     client.check(spec, base=base, task_id=task_id)
     with ExitStack() as stack:
         agent = _take_place(config, spec, stack)
@@ -112,7 +112,7 @@ class _Run:
     with the error it died of, and signals, which SimpleQueue.put may be called for at any moment.
     """
 
-    def __init__(self, client: Client, task: TaskKeys) -> None:
+    def __init__(self, client: Tasks, task: TaskKeys) -> None:
         self._client = client
         self._task = task
         self._happened: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
@@ -195,7 +195,7 @@ class _Run:
 
 
 def _sum_up(
-    client: Client,
+    client: Tasks,
     task: TaskKeys,
     state: State,
     spec: Spec,

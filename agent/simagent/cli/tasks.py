@@ -14,13 +14,13 @@ from simagent.client import UsageError, whoami
 from simagent.config import Config
 from simagent.domain.quantities import parse_duration
 from simagent.domain.state import State, Status
-from simagent.wiring import open_client
+from simagent.wiring import open_tasks
 
 
 def submit_task(config: Config, path: Path, *, follow: bool, task_id: str | None) -> int:
     """Submit a task; print its id, or follow it to its end."""
     spec, base = read_spec(path, config)
-    client = open_client(config)
+    client = open_tasks(config)
     task = client.submit(spec, base=base, task_id=task_id)
     if not follow:
         put(task.id)
@@ -35,7 +35,7 @@ def submit_task(config: Config, path: Path, *, follow: bool, task_id: str | None
 
 def wait_for(config: Config, task_ids: Sequence[str], *, as_json: bool) -> int:
     """Wait for each task; print how it ended."""
-    client = open_client(config)
+    client = open_tasks(config)
     ended = []
     for task in [client.task(task_id) for task_id in task_ids]:
         state = client.wait(task)
@@ -50,7 +50,7 @@ def wait_for(config: Config, task_ids: Sequence[str], *, as_json: bool) -> int:
 def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) -> None:
     """Ask for the end of tasks; print what came of it."""
     within = None if grace is None else _duration("--grace", grace)
-    client = open_client(config)
+    client = open_tasks(config)
     by = whoami()
     for task in [client.task(task_id) for task_id in task_ids]:
         before = client.state(task)
@@ -73,13 +73,13 @@ def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) ->
 
 def retry_task(config: Config, task_id: str) -> None:
     """Submit a task once more; print the new id."""
-    client = open_client(config)
+    client = open_tasks(config)
     put(client.retry(client.task(task_id)).id)
 
 
 def delete_tasks(config: Config, task_ids: Sequence[str]) -> None:
     """Delete tasks; print each."""
-    client = open_client(config)
+    client = open_tasks(config)
     for task in [client.task(task_id) for task_id in task_ids]:
         client.delete(task)
         put(f"{task.id} deleted")
@@ -88,7 +88,7 @@ def delete_tasks(config: Config, task_ids: Sequence[str]) -> None:
 def prune_tasks(config: Config, *, older_than: str, yes: bool) -> None:
     """Delete old tasks, once somebody has agreed."""
     age = _duration("--older-than", older_than)
-    client = open_client(config)
+    client = open_tasks(config)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("--yes: nobody is here to be asked: add it to delete the tasks")

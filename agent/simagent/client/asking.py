@@ -2,14 +2,12 @@
 
 from contextlib import suppress
 
+from simagent.client.calls import Calls
 from simagent.client.errors import ClientError
 from simagent.domain.ids import new_id
 from simagent.domain.keys import TaskKeys
 from simagent.domain.live import Answer, Request, parse_answer
 from simagent.domain.state import HELD
-from simagent.ledger import Ledger
-from simagent.ports.clock import Clock
-from simagent.ports.retry import Retry
 from simagent.ports.store import NotFoundError, StoreError
 
 _FIRST_POLL, _LONGEST_POLL = 0.02, 0.2
@@ -23,12 +21,10 @@ class NoAnswerError(ClientError):
 class Asker:
     """Asks about one task; ``timeout`` is how long an answer may take, in seconds."""
 
-    def __init__(
-        self, ledger: Ledger, clock: Clock, retry: Retry, task: TaskKeys, *, timeout: float
-    ) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._retry = retry
+    def __init__(self, calls: Calls, task: TaskKeys, *, timeout: float) -> None:
+        self._ledger = calls.ledger
+        self._clock = calls.clock
+        self._retry = calls.retried
         self._task = task
         self._timeout = timeout
 

@@ -3,14 +3,12 @@
 from collections.abc import Callable, Iterator
 
 from simagent.client.asking import Asker, NoAnswerError
+from simagent.client.calls import Calls
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.published import Published
 from simagent.domain.keys import TaskKeys
 from simagent.domain.live import MAX_DATA, Answer, Item, Place, Request, task_path
 from simagent.domain.state import HELD, State
-from simagent.ledger import Ledger
-from simagent.ports.clock import Clock
-from simagent.ports.retry import Retry
 
 _PUT_OFF = 10.0
 """Seconds that an agent may wait for something new before it answers that there is nothing."""
@@ -24,20 +22,14 @@ class TaskFiles:
     """
 
     def __init__(
-        self,
-        ledger: Ledger,
-        clock: Clock,
-        retry: Retry,
-        task: TaskKeys,
-        *,
-        timeout: float,
-        note: Callable[[str], None],
+        self, calls: Calls, task: TaskKeys, *, timeout: float, note: Callable[[str], None]
     ) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._retry = retry
+        self._ledger = calls.ledger
+        self._clock = calls.clock
+        self._retry = calls.retried
+        self._transfer = calls.transfer
         self._task = task
-        self._asker = Asker(ledger, clock, retry, task, timeout=timeout)
+        self._asker = Asker(calls, task, timeout=timeout)
         self._tell = note
         self._told = ""
 
@@ -115,7 +107,7 @@ class TaskFiles:
     def _published(self, state: State) -> Published:
         if state.output is None:
             raise ClientError(f"task {self._task.id} is {state.status} and published no files")
-        return Published(self._ledger.store, state.output, self._retry, self._task)
+        return Published(self._ledger.store, state.output, self._transfer, self._task)
 
     def _check_held(self, state: State) -> None:
         if state.status not in HELD:

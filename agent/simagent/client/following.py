@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from simagent.client.calls import Calls
 from simagent.domain.keys import STREAMS, Stream, TaskKeys
 from simagent.domain.state import State
-from simagent.ledger import Ledger
-from simagent.ports.clock import Clock
-from simagent.ports.retry import Retry
 from simagent.telemetry.log_reader import read_log
 
 _FIRST_POLL, _LONGEST_POLL = 0.02, 0.25
@@ -23,12 +21,12 @@ class LogPiece:
 
 
 class Follower:
-    """Watches one task. ``retry`` repeats store calls."""
+    """Watches one task."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, retry: Retry, task: TaskKeys) -> None:
-        self._ledger = ledger
-        self._clock = clock
-        self._retry = retry
+    def __init__(self, calls: Calls, task: TaskKeys) -> None:
+        self._ledger = calls.ledger
+        self._clock = calls.clock
+        self._retry = calls.retried
         self._task = task
         self._poll = _FIRST_POLL
 

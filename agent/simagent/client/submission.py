@@ -3,34 +3,28 @@
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-
 from simagent.client.caller import whoami
+from simagent.client.calls import Calls
 from simagent.client.errors import UsageError
 from simagent.domain import bell, keys, mutations
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import Spec
 from simagent.domain.state import State, Status
-from simagent.ledger import CorruptError, Ledger, TooNewError
-from simagent.ports.clock import Clock
+from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import Queue, QueueError
-from simagent.ports.retry import Retry
 from simagent.ports.store import Body, NotFoundError
-
-log = structlog.get_logger()
 
 
 class Submission:
-    """Submits tasks. ``open_queue`` gives the queue of a group, ``retry`` repeats store calls."""
+    """Submits tasks. ``open_queue`` gives the queue of a group."""
 
-    def __init__(
-        self, ledger: Ledger, open_queue: Callable[[str], Queue], clock: Clock, retry: Retry
-    ) -> None:
-        self._ledger = ledger
+    def __init__(self, calls: Calls, open_queue: Callable[[str], Queue]) -> None:
+        self._calls = calls
+        self._ledger = calls.ledger
+        self._clock = calls.clock
+        self._retry = calls.retried
         self._open_queue = open_queue
-        self._clock = clock
-        self._retry = retry
 
     def submit(
         self,
@@ -80,7 +74,7 @@ class Submission:
 
     def _complete(self, task: TaskKeys, bodies: dict[int, Body]) -> State:
         for number, body in bodies.items():
-            self._retry(partial(self._ledger.store.upload, task.input(number), body))
+            self._calls.transfer(partial(self._ledger.store.upload, task.input(number), body))
         bell_at = self._clock.wall()
         return self._retry(
             lambda: self._ledger.change(task, partial(mutations.mark_queued, bell_at=bell_at))
@@ -90,4 +84,7 @@ class Submission:
         try:
             self._open_queue(group).send(bell.encode(task))
         except QueueError as error:
-            log.warning("no bell rung; the sweep will", task=task.id, error=str(error))
+            self._calls.notice(
+                f"task {task.id} is submitted, but no agent was told of it ({error}): "
+                "one that sweeps finds it within minutes"
+            )

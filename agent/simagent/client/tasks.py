@@ -1,85 +1,86 @@
-"""The client: all that is asked of tasks, as the command line and other programs ask it."""
+"""All that is asked of the tasks of a project, on a ledger; `simagent.Client` is made of it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import ValidationError
-
+from simagent.client.calls import Calls, Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.files import TaskFiles
 from simagent.client.following import Follower, LogPiece
+from simagent.client.listing import Listed, Listing
+from simagent.client.removal import Removal
 from simagent.client.submission import Submission
 from simagent.domain import keys, mutations
 from simagent.domain.fleet import Heartbeat, Refused
 from simagent.domain.ids import check_id, new_id
 from simagent.domain.keys import STREAMS, Stream, TaskKeys
-from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import Spec
 from simagent.domain.state import OUTCOMES, State, Status
 from simagent.domain.support import unsupported
-from simagent.ledger import CorruptError, Ledger, TooNewError
+from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue
-from simagent.ports.retry import retrying
-from simagent.ports.store import Body, NotFoundError
+from simagent.ports.store import Body
 from simagent.transfer.download import Place, download
 from simagent.transfer.errors import OutputChangedError
 from simagent.transfer.inputs import InputChangedError, plan_inputs
 
-_PATIENCE = 60.0
-_TOMBSTONE_SECONDS = 30 * 86_400.0
 _COPY_BYTES = 2**20
-_PAGE = 1000
-_T = TypeVar("_T")
-_Record = TypeVar("_Record", Heartbeat, Refused)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A row of the task list. ``spec`` is None where it cannot be read."""
-
-    task: TaskKeys
-    state: State
-    spec: Spec | None
-
-
-class Client:
+class Tasks:
     """Works on the tasks of one project. ``open_queue`` gives the queue of a group.
 
-    Methods raise `ClientError`, and `simagent.ports.store.StoreError` where the store did not
-    answer for a minute.
+    Safe between threads. ``notice`` is told what a person should know meanwhile, as that the
+    store does not answer. Methods raise `ClientError`, and `simagent.ports.store.StoreError`
+    where the store did not answer for a minute.
     """
 
     def __init__(
-        self, ledger: Ledger, open_queue: Callable[[str], Queue], clock: Clock, *, project: str
+        self,
+        ledger: Ledger,
+        open_queue: Callable[[str], Queue],
+        clock: Clock,
+        *,
+        project: str,
+        notice: Notice = log_notice,
     ) -> None:
+        self._calls = Calls(ledger, clock, notice)
         self._ledger = ledger
         self._clock = clock
         self._project = project
-        self._submission = Submission(ledger, open_queue, clock, self._retried)
+        self._submission = Submission(self._calls, open_queue)
+        self._listing = Listing(self._calls, project)
+        self._removal = Removal(self._calls, self._listing)
 
     def task(self, task_id: str) -> TaskKeys:
-        """Name a task of the client's project. Raises `UsageError`."""
+        """Name a task of the project. Raises `UsageError`."""
         try:
             return TaskKeys(self._project, check_id(task_id))
         except ValueError as error:
             raise UsageError(str(error)) from None
 
     def submit(
-        self, spec: Spec, *, base: Path, task_id: str | None = None, ring: bool = True
+        self,
+        spec: Spec,
+        *,
+        base: Path,
+        task_id: str | None = None,
+        ring: bool = True,
+        on_progress: Callable[[int], None] | None = None,
     ) -> TaskKeys:
         """Submit a task; inputs without a URL are taken from beneath ``base``.
 
         With the ``task_id`` of an interrupted submission of the same spec it goes on with that.
-        Without ``ring`` no agent is told: for those who run the task themselves. Raises
+        Without ``ring`` no agent is told: for those who run the task themselves. ``on_progress``
+        is told the bytes of each piece sent; less than none where one is sent again. Raises
         `UsageError`: nothing was written then.
         """
         stored, bodies = self.check(spec, base=base, task_id=task_id)
         task = TaskKeys(spec.project, self._id(task_id))
+        if on_progress is not None:
+            bodies = {n: _counted(body, on_progress) for n, body in bodies.items()}
         try:
             self._submission.submit(task, stored, bodies, ring=ring)
         except (InputChangedError, OSError) as error:
@@ -119,29 +120,21 @@ class Client:
 
     def state(self, task: TaskKeys) -> State:
         """Read a task's state."""
-        return self._found(task, lambda: self._ledger.state(task))
+        return self._calls.found(task, lambda: self._ledger.state(task))
 
     def spec(self, task: TaskKeys) -> Spec:
         """Read a task's spec."""
-        return self._found(task, lambda: self._ledger.spec(task))
+        return self._calls.found(task, lambda: self._ledger.spec(task))
 
     def refusals(self, task: TaskKeys) -> Sequence[Refused]:
         """Tell which agents cannot run a task, and why: those that are as they were then."""
-        found = (self._record(Refused, key) for key in list(self._scan(task.refusals)))
+        known = list(self._calls.scan(task.refusals))
+        found = (self._calls.record(Refused, key) for key in known)
         return tuple(refused for refused in found if refused is not None and self._stands(refused))
 
     def _stands(self, refused: Refused) -> bool:
-        heartbeat = self._record(Heartbeat, keys.agent(refused.agent))
+        heartbeat = self._calls.record(Heartbeat, keys.agent(refused.agent))
         return heartbeat is not None and heartbeat.incarnation == refused.incarnation
-
-    def _record(self, model: type[_Record], key: str) -> _Record | None:
-        """Read what an agent tells; None where it is gone, or cannot be read."""
-        try:
-            return model.model_validate_json(
-                self._retried(partial(self._ledger.store.get, key)).data
-            )
-        except (NotFoundError, ValidationError):
-            return None
 
     def wait(self, task: TaskKeys) -> State:
         """Wait for a task's end and give its last state."""
@@ -151,14 +144,14 @@ class Client:
     def states(self, task: TaskKeys) -> Iterator[State]:
         """Yield a task's state now and whenever it has changed, up to the terminal one."""
         self.state(task)
-        return Follower(self._ledger, self._clock, self._retried, task).states()
+        return Follower(self._calls, task).states()
 
     def logs(
         self, task: TaskKeys, streams: Sequence[Stream] = STREAMS, *, follow: bool = False
     ) -> Iterator[LogPiece]:
         """Yield a task's logs, with ``follow`` up to its end."""
         self.state(task)
-        return Follower(self._ledger, self._clock, self._retried, task).logs(streams, follow=follow)
+        return Follower(self._calls, task).logs(streams, follow=follow)
 
     def kill(self, task: TaskKeys, *, by: str, grace: float | None = None) -> State:
         """Ask for a task's end; give the state as it is then, which is terminal if it had ended.
@@ -167,31 +160,14 @@ class Client:
         """
         at = self._clock.wall()
         wish = partial(mutations.kill, by=by, at=at, grace=grace)
-        state = self._found(task, lambda: self._ledger.change(task, wish))
+        state = self._calls.found(task, lambda: self._ledger.change(task, wish))
         if state.terminal:
-            self._remove_marker(task)
+            self._calls.remove_marker(task)
         return state
 
     def list(self) -> Iterator[Listed]:
         """Walk the project's tasks, newest first."""
-        for key in self._scan(keys.index_prefix(self._project)):
-            with suppress(NotFoundError):
-                row = self._row(key)
-                if row is not None:
-                    yield row
-
-    def _row(self, key: str) -> Listed | None:
-        """Read what an index entry leads to; None where it cannot be. Raises `NotFoundError`."""
-        task = TaskKeys(self._project, keys.index_task(key))
-        try:
-            state = self._retried(partial(self._ledger.state, task))
-        except (CorruptError, TooNewError):
-            return None
-        try:
-            spec = self._retried(partial(self._ledger.spec, task))
-        except (CorruptError, TooNewError):
-            spec = None
-        return Listed(task, state, spec)
+        return self._listing.rows()
 
     def download(
         self,
@@ -217,7 +193,7 @@ class Client:
                 state.output,
                 patterns or ["**"],
                 Place(target),
-                retry=self._retried,
+                retry=self._calls.transfer,
                 on_progress=on_progress,
                 on_skip=on_skip,
             )
@@ -228,11 +204,7 @@ class Client:
         return paths
 
     def files(
-        self,
-        task: TaskKeys,
-        *,
-        timeout: float = 10.0,
-        on_note: Callable[[str], None] = lambda _text: None,
+        self, task: TaskKeys, *, timeout: float = 10.0, on_note: Notice = lambda _text: None
     ) -> TaskFiles:
         """Look into a task's folder, also while it runs.
 
@@ -240,70 +212,18 @@ class Client:
         a person should know meanwhile.
         """
         self.state(task)
-        return TaskFiles(
-            self._ledger, self._clock, self._retried, task, timeout=timeout, note=on_note
-        )
+        return TaskFiles(self._calls, task, timeout=timeout, note=on_note)
 
     def delete(self, task: TaskKeys) -> None:
         """Remove an ended task and all that belongs to it; a tombstone is kept for 30 days."""
-        at = self._clock.wall()
-        try:
-            self._found(task, lambda: self._ledger.change(task, partial(mutations.delete, at=at)))
-        except SupersededError as error:
-            raise ClientError(f"task {task.id}: {error}: kill it first") from None
-        self._remove_marker(task)
-        self._remove_rest(task)
+        self._removal.delete(task)
 
     def prune(self, *, older_than: float) -> Iterator[TaskKeys]:
         """Delete the tasks that ended more than ``older_than`` seconds ago; yield each.
 
         Finishes deletes that were interrupted, and removes tombstones after 30 days.
         """
-        now = self._clock.wall()
-        for key in list(self._scan(keys.index_prefix(self._project))):
-            try:
-                row = self._row(key)
-            except NotFoundError:  # its tombstone was removed, and then we were interrupted
-                self._retried(partial(self._ledger.store.delete, key))
-                continue
-            if row is None or not row.state.terminal:
-                continue
-            age = now - (row.state.ended_at or now)
-            if row.state.status is Status.DELETED:
-                self._remove_rest(row.task)
-                if age > _TOMBSTONE_SECONDS:
-                    self._retried(partial(self._ledger.store.delete, row.task.state))
-                    self._retried(partial(self._ledger.store.delete, key))
-            elif age > older_than:
-                self.delete(row.task)
-                yield row.task
-
-    def _remove_rest(self, task: TaskKeys) -> None:
-        """Remove all of a deleted task but its tombstone."""
-        for key in list(self._scan(task.root)):
-            if key != task.state:
-                self._retried(partial(self._ledger.store.delete, key))
-
-    def _scan(self, prefix: str) -> Iterator[str]:
-        """Yield the keys with a prefix, in their order."""
-        after = ""
-        while True:
-            page = self._retried(partial(self._page, prefix, after))
-            yield from page
-            if len(page) < _PAGE:
-                return
-            after = page[-1]
-
-    def _page(self, prefix: str, after: str) -> Sequence[str]:
-        walk = self._ledger.store.scan(prefix, after=after, limit=_PAGE)
-        return tuple(entry.key for entry in walk)
-
-    def _remove_marker(self, task: TaskKeys) -> None:
-        try:
-            group = self._ledger.spec(task).group
-        except (CorruptError, TooNewError, NotFoundError):
-            return  # the sweep removes it
-        self._retried(lambda: self._ledger.remove_marker(group, task))
+        return self._removal.prune(older_than=older_than)
 
     def _id(self, task_id: str | None) -> str:
         return self.task(task_id).id if task_id else new_id(self._clock.wall())
@@ -313,15 +233,18 @@ class Client:
             while data := body.read(_COPY_BYTES):
                 yield data
 
-    def _found(self, task: TaskKeys, call: Callable[[], _T]) -> _T:
-        try:
-            return self._retried(call)
-        except NotFoundError:
-            raise ClientError(
-                f"no task {task.id} in project {task.project}: `simagent list` shows them"
-            ) from None
-        except (CorruptError, TooNewError) as error:
-            raise ClientError(str(error)) from None
 
-    def _retried(self, call: Callable[[], _T]) -> _T:
-        return retrying(call, clock=self._clock, deadline=self._clock.now() + _PATIENCE)
+def _counted(body: Body, tell: Callable[[int], None]) -> Body:
+    """Tell of each piece of a body; where it is sent once more, take back what was told."""
+    told = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal told
+        tell(-told)
+        told = 0
+        for piece in body():
+            yield piece
+            told += len(piece)
+            tell(len(piece))
+
+    return pieces

@@ -10,13 +10,14 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from simagent.domain.ids import check_name
 from simagent.ports.clock import Clock, Waitable
 from simagent.ports.queue import Message, QueueRefusedError, QueueUnavailableError
+from simagent.queues.sqs_batch import MAX_BYTES, batches, send_batch
 from simagent.queues.sqs_calls import LONGEST_POLL, SqsCalls, StaleReceiptError
 from simagent.queues.sqs_poll import Poll
 
@@ -29,7 +30,6 @@ _ANSWER_WITHIN = 5.0
 """Seconds that the answer to a poll may be late."""
 _MAX_DELAY = 900
 _MAX_VISIBILITY = 12 * 3600
-_MAX_BYTES = 256 * 1024
 _MAX_DEAD, _MAX_REASON = 20_000, 1_000
 """Characters kept of a dead letter, so that it fits into a message however it is written."""
 _MOVE_WITHIN = 60
@@ -81,7 +81,12 @@ class SqsQueue:
         """Add a message, visible after ``delay`` seconds, 15 minutes at most."""
         fields = _packed(body, {})
         seconds = min(math.ceil(delay), _MAX_DELAY)
-        self._calls.on_queue(self._name, "send_message", DelaySeconds=seconds, **fields)
+        self._calls.on_queue(self.name, "send_message", DelaySeconds=seconds, **fields)
+
+    def send_many(self, bodies: Sequence[str]) -> None:
+        """Add messages, ten with each call. Where it raises, some may have been added."""
+        for entries in batches([_packed(body, {}) for body in bodies]):
+            send_batch(self._calls, self.name, entries)
 
     def receive(self, *, visibility: float, wait: float, wake: Waitable) -> Message | None:
         """Take one visible message and hide it from others for ``visibility`` seconds.
@@ -190,8 +195,8 @@ def _packed(body: str, notes: Mapping[str, str]) -> dict[str, Any]:
         body, notes = json.dumps(body), {**notes, _ENCODING: "json"}
     beside = (f"{key}String{value}" for key, value in notes.items())
     size = len(body.encode()) + sum(len(text.encode()) for text in beside)
-    if size > _MAX_BYTES:
-        raise QueueRefusedError(f"a message of {size} bytes: SQS takes at most {_MAX_BYTES}")
+    if size > MAX_BYTES:
+        raise QueueRefusedError(f"a message of {size} bytes: SQS takes at most {MAX_BYTES}")
     values = {key: {"DataType": "String", "StringValue": value} for key, value in notes.items()}
     return {"MessageBody": body, **({"MessageAttributes": values} if values else {})}
 
