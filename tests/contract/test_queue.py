@@ -141,6 +141,20 @@ def test_all_messages_are_received_in_the_end(queue: Queue) -> None:
     assert {must_receive(queue).body for _ in bodies} == bodies
 
 
+@pytest.mark.parametrize("count", [0, 1, 25])
+def test_many_messages_are_sent_at_once(queue: Queue, count: int) -> None:
+    bodies = [f"{number} é" for number in range(count)]
+    queue.send_many(bodies)
+    assert sorted(must_receive(queue).body for _ in bodies) == sorted(bodies)
+    assert receive(queue) is None
+
+
+def test_messages_that_are_large_together_are_sent_all_the_same(queue: Queue) -> None:
+    bodies = [*(str(number) * 100_000 for number in range(5)), "odd \x01"]
+    queue.send_many(bodies)
+    assert sorted(must_receive(queue).body for _ in bodies) == sorted(bodies)
+
+
 def test_groups_do_not_hear_each_other(opener: Opener) -> None:
     one, other = opener("one"), opener("other")
     one.send("for one")

@@ -5,12 +5,12 @@
 
     store = FaultyStore(MemoryStore(), Faults(clock, plan=plan))
 
-The key of a scan is its prefix, that of a queue call the body (`send`, `reject`), the receipt
-(`hide`, `delete`) or nothing (`receive`).
+The key of a scan is its prefix, that of a queue call the body (`send`, `reject`), all bodies with
+commas (`send_many`), the receipt (`hide`, `delete`) or nothing (`receive`).
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -229,6 +229,12 @@ class FaultyQueue:
             self.inner.send(body, delay=delay)
             if kind is Kind.DUPLICATE:
                 self.inner.send(body, delay=delay)
+
+    def send_many(self, bodies: Sequence[str]) -> None:
+        with self.faults.around("send_many", ",".join(bodies), QueueUnavailableError) as kind:
+            self.inner.send_many(bodies)
+            if kind is Kind.DUPLICATE:
+                self.inner.send_many(bodies)
 
     def receive(self, *, visibility: float, wait: float, wake: Waitable) -> Message | None:
         with self.faults.around("receive", "", QueueUnavailableError) as kind:

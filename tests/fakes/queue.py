@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,10 @@ class MemoryQueue:
             at = self._clock.now() + delay
             self._messages.append(_Stored(next(self._numbers), body, at))
         self._ring()
+
+    def send_many(self, bodies: Sequence[str]) -> None:
+        for body in bodies:
+            self.send(body)
 
     def receive(self, *, visibility: float, wait: float, wake: Waitable) -> Message | None:
         deadline = self._clock.now() + wait

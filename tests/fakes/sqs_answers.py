@@ -14,8 +14,18 @@ class SqsAnswers:
     """
 
     def __init__(
-        self, *, code: str = "", said: str = "no", status: int = 400, stall: bool = False
+        self,
+        *,
+        code: str = "",
+        said: str = "no",
+        status: int = 400,
+        stall: bool = False,
+        untaken: int = 0,
     ) -> None:
+        """``untaken`` batches have a last message that is not taken."""
+        self._untaken = untaken
+        self.taken: list[str] = []
+        """Bodies that came in batches."""
         self.calls: list[str] = []
         self.go_on = threading.Event()
         self._error = (code, said, status)
@@ -48,7 +58,19 @@ class SqsAnswers:
             return status, {"__type": f"com.amazonaws.sqs#{code}", "message": said}
         if operation == "ReceiveMessage":
             self.go_on.wait(float(str(asked["WaitTimeSeconds"])))
+        if operation == "SendMessageBatch":
+            return 200, self._take(asked["Entries"])  # type: ignore[arg-type]
         return 200, {}
+
+    def _take(self, entries: list[dict[str, str]]) -> dict[str, object]:
+        failed: list[dict[str, object]] = []
+        if self._untaken:
+            self._untaken -= 1
+            code = {"Code": "InternalError", "Message": "not now", "SenderFault": False}
+            failed.append({"Id": entries.pop()["Id"], **code})
+        self.taken += [entry["MessageBody"] for entry in entries]
+        done = [{"Id": e["Id"], "MessageId": e["Id"], "MD5OfMessageBody": ""} for e in entries]
+        return {"Successful": done, "Failed": failed}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

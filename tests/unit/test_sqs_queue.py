@@ -120,6 +120,26 @@ def test_an_idle_receiver_makes_one_request_in_each_wait() -> None:
         assert server.calls == ["GetQueueUrl", *["ReceiveMessage"] * 3]
 
 
+def test_many_messages_are_sent_ten_with_a_call() -> None:
+    with SqsAnswers() as server:
+        at(server).send_many([str(number) for number in range(25)])
+        assert server.calls == ["GetQueueUrl", *["SendMessageBatch"] * 3]
+        assert server.taken == [str(number) for number in range(25)]
+
+
+def test_what_sqs_did_not_take_of_a_batch_is_sent_again() -> None:
+    with SqsAnswers(untaken=2) as server:
+        at(server).send_many(["a", "b"])
+        assert sorted(server.taken) == ["a", "b"]
+
+
+def test_what_sqs_never_takes_of_a_batch_is_an_outage() -> None:
+    with SqsAnswers(untaken=9) as server:
+        with pytest.raises(QueueUnavailableError, match="1 of 2 messages were not taken.*not now"):
+            at(server).send_many(["a", "b"])
+        assert server.taken == ["a"]
+
+
 # Messages
 
 

@@ -5,6 +5,7 @@ queue: messages may come twice, late, or out of order. ``tests/contract/test_que
 every engine to it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +42,9 @@ class Queue(Protocol):
 
     def send(self, body: str, *, delay: float = 0.0) -> None:
         """Add a message, visible after ``delay`` seconds."""
+
+    def send_many(self, bodies: Sequence[str]) -> None:
+        """Add messages, in as few calls as may be. Where it raises, some may have been added."""
 
     def receive(self, *, visibility: float, wait: float, wake: Waitable) -> Message | None:
         """Take one visible message and hide it from others for ``visibility`` seconds.

@@ -8,6 +8,7 @@ visible by itself.
 import os
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,11 +48,18 @@ class SqliteQueue:
 
     def send(self, body: str, *, delay: float = 0.0) -> None:
         """Add a message, visible after ``delay`` seconds."""
+        self._add((body,), delay)
 
+    def send_many(self, bodies: Sequence[str]) -> None:
+        """Add messages, all or none."""
+        self._add(bodies, 0.0)
+
+    def _add(self, bodies: Sequence[str], delay: float) -> None:
         def insert(database: sqlite3.Connection) -> None:
-            database.execute(
+            visible_at = self._clock.now() + delay
+            database.executemany(
                 "INSERT INTO messages (queue, body, visible_at) VALUES (?, ?, ?)",
-                (self._group, body, self._clock.now() + delay),
+                [(self._group, body, visible_at) for body in bodies],
             )
 
         self._file.write(insert)
