@@ -81,12 +81,12 @@ class SqsQueue:
         """Add a message, visible after ``delay`` seconds, 15 minutes at most."""
         fields = _packed(body, {})
         seconds = min(math.ceil(delay), _MAX_DELAY)
-        self._calls.on_queue(self.name, "send_message", DelaySeconds=seconds, **fields)
+        self._calls.on_queue(self._name, "send_message", DelaySeconds=seconds, **fields)
 
     def send_many(self, bodies: Sequence[str]) -> None:
         """Add messages, ten with each call. Where it raises, some may have been added."""
         for entries in batches([_packed(body, {}) for body in bodies]):
-            send_batch(self._calls, self.name, entries)
+            send_batch(self._calls, self._name, entries)
 
     def receive(self, *, visibility: float, wait: float, wake: Waitable) -> Message | None:
         """Take one visible message and hide it from others for ``visibility`` seconds.
