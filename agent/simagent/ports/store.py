@@ -6,7 +6,7 @@ every engine to it.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -56,11 +56,16 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a listing tells of one object. ``size`` is in bytes."""
+    """What a listing tells of one object. ``size`` is in bytes.
+
+    ``checked``, of an upload: the engine held what it stored against a checksum made here, so that
+    it need not be read again to know that it arrived.
+    """
 
     key: str
     size: int
     etag: str
+    checked: bool = field(default=False, compare=False)
 
 
 Body = Callable[[], Iterable[bytes]]
