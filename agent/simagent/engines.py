@@ -1,6 +1,6 @@
 """Opens what agents and clients share: the store and the queues that the configuration names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +10,12 @@ from urllib.parse import unquote, urlsplit
 from simagent.config import Config
 from simagent.ports.clock import SystemClock, Wake
 from simagent.ports.queue import Queue, QueueRefusedError, QueueUnavailableError
+from simagent.ports.setup import Finding, Way
 from simagent.ports.store import Store, StoreUnavailableError
 
 if TYPE_CHECKING:
     from simagent.queues.sqs import SqsQueue
+    from simagent.stores.s3_calls import Access
 
 
 def open_store(
@@ -35,15 +37,9 @@ def open_store(
 
 def _open_s3(config: Config, *, existing: bool, prove: bool, lease: bool) -> Store:
     from simagent.stores.s3 import S3Store
-    from simagent.stores.s3_calls import LEASE_ANSWER, LEASE_CONNECT, Access
+    from simagent.stores.s3_calls import LEASE_ANSWER, LEASE_CONNECT
 
-    access = Access(
-        endpoint=config.s3_endpoint,
-        region=config.s3_region,
-        path_style=config.s3_path_style,
-        ca_bundle=config.s3_ca_bundle,
-        kms_key=config.s3_kms_key,
-    )
+    access = _access(config)
     if lease:
         access = replace(access, connect=LEASE_CONNECT, answer=LEASE_ANSWER)
     store = S3Store(config.store_url, access, prove=prove)
@@ -54,10 +50,30 @@ def _open_s3(config: Config, *, existing: bool, prove: bool, lease: bool) -> Sto
     return store
 
 
-def open_queue(config: Config, group: str) -> Queue:
-    """Make the queue of a group. Raises `simagent.ports.queue.QueueRefusedError`."""
+def _access(config: Config) -> "Access":
+    from simagent.stores.s3_calls import Access
+
+    return Access(
+        endpoint=config.s3_endpoint,
+        region=config.s3_region,
+        path_style=config.s3_path_style,
+        ca_bundle=config.s3_ca_bundle,
+        kms_key=config.s3_kms_key,
+    )
+
+
+def open_queue(config: Config, group: str, *, prove: bool = False) -> Queue:
+    """Make the queue of a group. Raises `simagent.ports.queue.QueueRefusedError`.
+
+    ``prove`` is for who polls it: where it might be missing it is looked for. One that cannot be
+    reached may be there.
+    """
     if _scheme(config.queue_url) == "sqs":
-        return _open_sqs(config, group)
+        queue = _open_sqs(config, group)
+        if prove:
+            with suppress(QueueUnavailableError):
+                queue.find()
+        return queue
     from simagent.queues.sqlite import SqliteQueue
 
     return SqliteQueue(_path(config.queue_url), group, SystemClock())
@@ -100,6 +116,48 @@ def queues(config: Config) -> Callable[[str], Queue]:
         return opened[group]
 
     return open_once
+
+
+def set_up_store(config: Config, way: Way) -> Iterator[Finding]:
+    """Make what the store needs, and try it. Raises StoreError."""
+    if _scheme(config.store_url) != "s3":
+        yield Finding("store", "ok", f"{config.store_url} needs nothing to be set up")
+        return
+    from simagent.stores.s3 import S3Store
+    from simagent.stores.s3_setup import BucketSetup
+
+    setup = BucketSetup(config.store_url, _access(config), way)
+    yield from setup.findings()
+    if way.dry:
+        yield Finding("store", "planned", f"{config.store_url}: compare-and-swap would be tried")
+        return
+    S3Store(config.store_url, _access(config), prove=True).prove()
+    yield Finding("store", "ok", f"{config.store_url}: compare-and-swap tried")
+
+
+def set_up_queues(config: Config, groups: Sequence[str], way: Way) -> Iterator[Finding]:
+    """Make the queues of groups. Raises QueueError."""
+    if _scheme(config.queue_url) != "sqs":
+        yield Finding("queue", "ok", f"{config.queue_url} needs nothing to be set up")
+        return
+    from simagent.queues.sqs_setup import set_up_queue
+
+    for name in dict.fromkeys(queue_names(config, groups)):
+        yield from set_up_queue(name, way, region=config.sqs_region, endpoint=config.sqs_endpoint)
+
+
+def queue_names(config: Config, groups: Sequence[str]) -> list[str]:
+    """Name the queues that groups have in SQS, if they have any. Raises `QueueRefusedError`."""
+    if _scheme(config.queue_url) != "sqs":
+        return []
+    return [_open_sqs(config, group).name for group in groups]
+
+
+def queue_region(config: Config) -> str:
+    """Tell the region of the queues in SQS. Raises `QueueRefusedError`."""
+    from simagent.queues.sqs_calls import find_region
+
+    return find_region(config.sqs_region)
 
 
 def _scheme(url: str) -> str:

@@ -8,6 +8,7 @@ import typer
 from simagent.cli.app import Id, Ids, Json, NewId, OutputDir, SpecFile, Timeout, app
 from simagent.cli.image_commands import images
 from simagent.cli.options import command
+from simagent.cli.setup_command import setup
 
 if TYPE_CHECKING:
     from simagent.config import Config
@@ -285,6 +286,9 @@ def sweep(
     from simagent.cli.sweeping import sweep_group
 
     sweep_group(config, wait=not no_wait, as_json=as_json)
+
+
+command(app, "setup")(setup)
 
 
 @command(app, "doctor")

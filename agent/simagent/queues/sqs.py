@@ -71,7 +71,7 @@ class SqsQueue:
         region: str | None = None,
         endpoint: str | None = None,
     ) -> None:
-        self._name = queue_name(pattern, group)
+        self.name = queue_name(pattern, group)
         self._clock = clock
         self._calls = SqsCalls(region, endpoint)
         self._mutex = threading.Lock()
@@ -81,12 +81,12 @@ class SqsQueue:
         """Add a message, visible after ``delay`` seconds, 15 minutes at most."""
         fields = _packed(body, {})
         seconds = min(math.ceil(delay), _MAX_DELAY)
-        self._calls.on_queue(self._name, "send_message", DelaySeconds=seconds, **fields)
+        self._calls.on_queue(self.name, "send_message", DelaySeconds=seconds, **fields)
 
     def send_many(self, bodies: Sequence[str]) -> None:
         """Add messages, ten with each call. Where it raises, some may have been added."""
         for entries in batches([_packed(body, {}) for body in bodies]):
-            send_batch(self._calls, self._name, entries)
+            send_batch(self._calls, self.name, entries)
 
     def receive(self, *, visibility: float, wait: float, wake: Waitable) -> Message | None:
         """Take one visible message and hide it from others for ``visibility`` seconds.
@@ -108,7 +108,7 @@ class SqsQueue:
                 break
             if not poll.ended:
                 poll.leave()
-                raise QueueUnavailableError(f"sqs://{self._name} does not answer")
+                raise QueueUnavailableError(f"sqs://{self.name} does not answer")
             message = poll.result()
             if message is not None or self._clock.now() >= deadline:
                 return message
@@ -141,14 +141,19 @@ class SqsQueue:
             why = _NOT_PLAIN.sub("?", reason[:_MAX_REASON]) or "unknown"
             notes = {_REASON: why, _RECEIVES: str(message.receives)}
             fields = _packed(message.body[:_MAX_DEAD], notes)
-            self._calls.on_queue(self._name + DEAD, "send_message", **fields)
+            self._calls.on_queue(self.name + DEAD, "send_message", **fields)
             self._remember(key)
         self.delete(message.receipt)
+
+    def find(self) -> None:
+        """Look for the queue and that of its dead letters. Raises QueueError."""
+        for name in (self.name, self.name + DEAD):
+            self._calls.find(name)
 
     def check(self) -> str:
         """Tell how many messages wait, from both queues. Raises QueueError."""
         counts = []
-        for name in (self._name, self._name + DEAD):
+        for name in (self.name, self.name + DEAD):
             wanted = "ApproximateNumberOfMessages"
             answer = self._calls.on_queue(name, "get_queue_attributes", AttributeNames=[wanted])
             counts.append(answer["Attributes"][wanted])
@@ -156,7 +161,7 @@ class SqsQueue:
 
     def _take(self, visibility: int, seconds: int) -> Message | None:
         answer = self._calls.on_queue(
-            self._name,
+            self.name,
             "receive_message",
             MaxNumberOfMessages=1,
             VisibilityTimeout=min(visibility, _MAX_VISIBILITY),
@@ -177,7 +182,7 @@ class SqsQueue:
     def _with_receipt(self, operation: str, receipt: str, **fields: object) -> bool:
         """Do something with a received message; False where the receipt is stale."""
         try:
-            self._calls.on_queue(self._name, operation, ReceiptHandle=receipt, **fields)
+            self._calls.on_queue(self.name, operation, ReceiptHandle=receipt, **fields)
         except StaleReceiptError:
             return False
         return True

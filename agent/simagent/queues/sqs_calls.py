@@ -74,11 +74,15 @@ class SqsCalls:
 
     def on_queue(self, name: str, operation: str, **fields: object) -> dict[str, Any]:
         """Call an operation on a queue. Raises QueueError, `StaleReceiptError` among them."""
+        return self.call(name, operation, QueueUrl=self.find(name), **fields)
+
+    def find(self, name: str) -> str:
+        """Give the URL of a queue. Raises QueueError."""
         url = self._urls.get(name)
         if url is None:
             url = str(self.call(name, "get_queue_url", QueueName=name)["QueueUrl"])
             self._urls[name] = url
-        return self.call(name, operation, QueueUrl=url, **fields)
+        return url
 
     def call(self, name: str, operation: str, **fields: object) -> dict[str, Any]:
         """Call any operation; ``name`` is the queue to name where it fails. Raises QueueError."""
@@ -169,6 +173,17 @@ class SqsCalls:
                 f"{where}: no trusted connection; a CA of your own goes into AWS_CA_BUNDLE: {said}"
             )
         return QueueUnavailableError(f"{where} does not answer: {said}")
+
+
+def find_region(named: str | None) -> str:
+    """Give the region that was named, or the one that boto3 finds. Raises `QueueRefusedError`."""
+    try:
+        region = named or Session().region_name
+    except boto.BotoCoreError as error:
+        raise QueueRefusedError(" ".join(str(error).split())) from error
+    if not region:
+        raise QueueRefusedError("no region is known: set sqs_region")
+    return str(region)
 
 
 def _tells_of_receipt(code: str, said: str) -> bool:

@@ -23,6 +23,7 @@ from simagent.ports.store import (
 )
 from simagent.stores.s3_calls import Access, BodyStream, Connect, S3Calls, connect, crc32
 from simagent.stores.s3_errors import NO_CONDITIONS, Place, code_of, status_of
+from simagent.stores.s3_proof import checks_contents
 from simagent.stores.s3_upload import upload
 
 _PAGE = 1000
@@ -40,13 +41,12 @@ class S3Store:
     def __init__(
         self, url: str, access: Access, *, prove: bool = False, connect: Connect = connect
     ) -> None:
-        parts = urlsplit(url)
-        prefix = unquote(parts.path).strip("/")
-        self._base = f"{prefix}/" if prefix else ""
-        self._place = Place(parts.netloc, self._base, access.endpoint)
+        self._place = place_of(url, access)
+        self._base = self._place.prefix
         self._calls = S3Calls(self._place, access, connect)
         self._proving = threading.Lock()
         self._proven = not prove
+        self._checks_contents = False
 
     def get(self, key: str) -> Blob:
         """Read a small object whole. Raises `NotFoundError`."""
@@ -96,12 +96,13 @@ class S3Store:
     def upload(self, key: str, body: Body) -> Entry:
         """Write a large object from a stream; all of it or nothing appears."""
         etag, size = upload(self._calls, self._name(key), body)
-        return Entry(key, size, etag)
+        return Entry(key, size, etag, checked=self._checks_contents)
 
     def prove(self) -> None:
         """Find out by trying whether the server honours conditions, and permits what is needed.
 
-        Raises StoreError, `StoreRefusedError` saying what to do where it does not.
+        Also whether it refuses contents that are not what was sent, so that uploads need not be
+        read again. Raises StoreError, `StoreRefusedError` saying what to do where it does not.
         """
         with self._proving:
             if self._proven:
@@ -109,6 +110,7 @@ class S3Store:
             name = self._name(f"checks/{secrets.token_hex(8)}")
             try:
                 self._try_conditions(name)
+                self._checks_contents = checks_contents(self._calls, name)
             finally:
                 with suppress(StoreError):
                     self._calls.once("delete_object", name)
@@ -203,6 +205,13 @@ class S3Store:
         if why is not None:
             raise StoreRefusedError(f"{key!r} cannot be the key of an object: {why}")
         return name
+
+
+def place_of(url: str, access: Access) -> Place:
+    """Take the URL of a store apart."""
+    parts = urlsplit(url)
+    prefix = unquote(parts.path).strip("/")
+    return Place(parts.netloc, f"{prefix}/" if prefix else "", access.endpoint)
 
 
 def objection(key: str) -> str | None:

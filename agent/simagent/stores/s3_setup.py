@@ -6,7 +6,8 @@ from typing import Any
 
 from simagent.ports.setup import Finding, Way
 from simagent.ports.store import NotFoundError, StoreError, StoreRefusedError
-from simagent.stores.s3_calls import S3Calls
+from simagent.stores.s3 import place_of
+from simagent.stores.s3_calls import Access, S3Calls, connect
 from simagent.stores.s3_errors import code_of, status_of
 
 ABORT_AFTER = 7
@@ -36,10 +37,11 @@ class BucketSetup:
     of it is changed unless ``way`` says so. Methods raise StoreError.
     """
 
-    def __init__(self, calls: S3Calls, prefix: str, kms_key: str | None, way: Way) -> None:
-        self._calls = calls
-        self._prefix = prefix
-        self._kms_key = kms_key
+    def __init__(self, url: str, access: Access, way: Way) -> None:
+        place = place_of(url, access)
+        self._calls = S3Calls(place, access, connect)
+        self._prefix = place.prefix
+        self._kms_key = access.kms_key
         self._way = way
         self._made = False
         self.there = True
@@ -72,7 +74,7 @@ class BucketSetup:
             self.there = False
             return Finding(what, "planned", f"would be made{_in(region)}, closed to the public")
         where = {} if region in _NO_CONSTRAINT else {"LocationConstraint": region}
-        fields = {"CreateBucketConfiguration": where} if where else {}
+        fields: dict[str, Any] = {"CreateBucketConfiguration": where} if where else {}
         self._calls.once("create_bucket", **fields)
         self._made = True
         return Finding(what, "made", f"is new{_in(region)}")
