@@ -39,7 +39,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "config_urls": frozenset(),
     "engines": BASE | {"queues", "stores", "config"},
     "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines"},
-    "cli": CORE | {"worker", "client", "config", "engines", "wiring"},
+    "api": CORE | {"client", "config", "wiring"},
+    "cli": CORE | {"worker", "client", "config", "engines", "wiring", "api"},
     "__main__": frozenset({"cli"}),
 }
 

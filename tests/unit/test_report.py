@@ -1,6 +1,6 @@
 """What `simagent show` writes for people."""
 
-from simagent.cli.report import full
+from simagent.api.report import full
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
 from simagent.domain.state import Attempt, State, Status

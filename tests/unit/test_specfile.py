@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simagent.cli.specfile import read_spec
+from simagent.api.specs import read_spec
 from simagent.client import UsageError
 from simagent.config import Config
 from simagent.domain.spec import Spec

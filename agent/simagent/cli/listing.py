@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import islice
 
-from simagent.cli.report import describe, full
+from simagent.api.report import describe, full
 from simagent.cli.text import coloured, columns, moment, printable, put, put_json, seconds
 from simagent.client import ClientError, Listed, Tasks, UsageError
 from simagent.config import Config
@@ -50,7 +50,7 @@ def show_task(config: Config, task_id: str, *, as_json: bool) -> None:
     if as_json:
         put_json(describe(task, state, spec) | {"refusals": [r.model_dump() for r in refusals]})
         return
-    for line in full(task, state, spec, refusals):
+    for line in full(task, state, spec, refusals, coloured):
         put(line)
 
 

@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
+from simagent.api.report import headline, steps, tail, timeline
+from simagent.api.specs import read_spec
 from simagent.cli.agentlog import to_file
 from simagent.cli.daemon import occupant
 from simagent.cli.downloading import fetch
 from simagent.cli.following import relay
-from simagent.cli.report import headline, steps, tail, timeline
-from simagent.cli.specfile import read_spec
 from simagent.cli.tasks import exit_code
-from simagent.cli.text import put, say
+from simagent.cli.text import coloured, put, say
 from simagent.client import ClientError, Tasks, UsageError, whoami
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
@@ -203,7 +203,7 @@ def _sum_up(
     *,
     quiet: bool,
 ) -> None:
-    lines = [*headline(task, state, spec)]
+    lines = [*headline(task, state, spec, coloured)]
     if state.attempts:
         lines += [*steps(state.attempts[-1].steps), *timeline(state.attempts[-1])]
     lines += tail(state)

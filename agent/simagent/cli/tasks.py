@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
+from simagent.api.report import describe, headline, tail
+from simagent.api.specs import read_spec
 from simagent.cli.following import relay
-from simagent.cli.report import describe, headline, tail
-from simagent.cli.specfile import read_spec
-from simagent.cli.text import put, put_json, say
+from simagent.cli.text import coloured, put, put_json, say
 from simagent.client import UsageError, whoami
 from simagent.config import Config
 from simagent.domain.quantities import parse_duration
@@ -28,7 +28,7 @@ def submit_task(config: Config, path: Path, *, follow: bool, task_id: str | None
     say(f"task {task.id} waits for an agent of group {spec.group}")
     relay(client, task)
     state = client.wait(task)
-    for line in (*headline(task, state, spec), *tail(state)):
+    for line in (*headline(task, state, spec, coloured), *tail(state)):
         say(line)
     return exit_code(state)
 

@@ -1,15 +1,22 @@
 """A task as it is shown: all of it as JSON, or a summary for people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from simagent.cli.text import coloured, columns, moment, printable, seconds, size
+from simagent.api.text import columns, moment, printable, seconds, size
 from simagent.domain.fleet import Refused
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import Attempt, State, StepRecord
 
 _TAIL_LINES = 15
+
+Paint = Callable[[str, str], str]
+"""Gives a text the colour of a status."""
+
+
+def _plain(text: str, _status: str) -> str:
+    return text
 
 
 def describe(task: TaskKeys, state: State, spec: Spec | None) -> dict[str, Any]:
@@ -32,11 +39,13 @@ def describe(task: TaskKeys, state: State, spec: Spec | None) -> dict[str, Any]:
     }
 
 
-def headline(task: TaskKeys, state: State, spec: Spec | None) -> Iterator[str]:
+def headline(
+    task: TaskKeys, state: State, spec: Spec | None, paint: Paint = _plain
+) -> Iterator[str]:
     """Write who the task is and how it stands."""
     name = f" ({printable(spec.name)})" if spec and spec.name else ""
     reason = f": {state.reason}" if state.reason else ""
-    yield f"task {task.id}{name} {coloured(state.status, state.status)}{reason}"
+    yield f"task {task.id}{name} {paint(state.status, state.status)}{reason}"
     yield from (f"  {line}" for line in printable(state.message).splitlines())
     if state.kill and not state.terminal:
         yield f"  a kill was asked for by {printable(state.kill.by)}"
@@ -82,10 +91,14 @@ def steps(records: Sequence[StepRecord]) -> Iterator[str]:
 
 
 def full(
-    task: TaskKeys, state: State, spec: Spec | None, refusals: Sequence[Refused] = ()
+    task: TaskKeys,
+    state: State,
+    spec: Spec | None,
+    refusals: Sequence[Refused] = (),
+    paint: Paint = _plain,
 ) -> Iterator[str]:
     """Write all that `simagent show` shows; ``refusals`` are those of a task that waits."""
-    yield from headline(task, state, spec)
+    yield from headline(task, state, spec, paint)
     for refused in refusals:
         yield f"  waiting: refused by {printable(refused.agent)}: {printable(refused.why)}"
     yield f"  submitted {moment(state.submitted_at)} by {printable(state.submitted_by) or '-'}"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from simagent.cli.mistakes import explain
+from simagent.api.mistakes import explain
 from simagent.client import UsageError
 from simagent.config import Config
 from simagent.domain.spec import Spec

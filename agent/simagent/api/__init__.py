@@ -1,0 +1,1 @@
+"""The Python client: what `from simagent import Client` gives, and the command line stands on."""
