@@ -19,7 +19,7 @@ from pydantic_settings import (
 from simagent.config_urls import check_endpoint, check_queue, check_store
 from simagent.domain.ids import check_name
 from simagent.domain.quantities import Bytes, Seconds
-from simagent.domain.spec import ImageName, Name
+from simagent.domain.spec import ImageName, Name, Tag
 from simagent.domain.times import Times
 
 SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
@@ -102,6 +102,13 @@ class Config(BaseSettings):
     project: Name = Field("default", description="Project of tasks that name none.")
     agent: Annotated[str, AfterValidator(check_name)] | None = Field(
         None, description="Name of this agent; default: made once, and kept in the state folder."
+    )
+    slots: Annotated[int, Field(ge=1)] = Field(
+        1, description="Tasks that the agent runs side by side."
+    )
+    tags: tuple[Tag, ...] = Field((), description="What tasks can `require` of the agent.")
+    gpus: tuple[str, ...] = Field(
+        (), description="GPUs to give to tasks, by number or UUID; default: NVIDIA's that are here."
     )
     allow_process: bool | None = Field(
         None,

@@ -136,6 +136,7 @@ def open_agent(
     drain = DrainFile(config.state_dir)
     return Agent(
         open_context(config),
+        slots=config.slots if only is None else 1,
         until_empty=until_empty,
         only=only,
         drain=drain,
@@ -148,7 +149,7 @@ def open_context(config: Config) -> "Context":
     from simagent.telemetry.pump import LOCAL_PACE
     from simagent.transfer.unpack import Limits
     from simagent.worker.caretaker import ImageMarks
-    from simagent.worker.containers import task_user
+    from simagent.worker.containers import slot_users, task_user
     from simagent.worker.context import Context, Settings
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
@@ -176,6 +177,9 @@ def open_context(config: Config) -> "Context":
         containers=_containers(config),
         prefetch=config.prefetch,
         marks=ImageMarks(high=config.images_high / 100, low=config.images_low / 100),
+        slot_users=slot_users(config.task_uid, config.slots),
+        gpus=config.gpus,
+        tags=config.tags,
     )
     journals = Journals(config.state_dir)
     existing = not journals.empty

@@ -387,7 +387,6 @@ PLANNED: list[tuple[str, object]] = [
     ("checkpoint", {"paths": ["x"]}),
     ("watches", [{"name": "w"}]),
     ("progress", "x"),
-    ("require", ["gpu"]),
     ("priority", 1),
     ("array", {"size": 2}),
     ("depends_on", [ID]),
@@ -469,7 +468,15 @@ def test_every_field_is_either_honoured_or_refused() -> None:
         "grace",
         "max_attempts",
     }
-    honoured |= {"max_preemptions", "on_preempt", "on_partition", "group", "project", "tags"}
+    honoured |= {
+        "require",
+        "max_preemptions",
+        "on_preempt",
+        "on_partition",
+        "group",
+        "project",
+        "tags",
+    }
     partly = {"commands", "outputs", "network"}
     assert refused - partly == set(Spec.model_fields) - honoured - partly
 

@@ -35,6 +35,16 @@ def check_id(value: str) -> str:
     return value
 
 
+def check_tag(value: str) -> str:
+    """Return a tag of an agent. Raises ValueError."""
+    name, equals, rest = value.partition("=")
+    if not all(NAME_PATTERN.fullmatch(part) for part in (name, *([rest] if equals else []))):
+        raise ValueError(
+            f"{value!r} is no tag: use letters, digits, '.', '-' and '_', as NAME or NAME=VALUE"
+        )
+    return value
+
+
 def check_name(value: str) -> str:
     """Return a group or project name if it may stand in a store key. Raises ValueError."""
     if not NAME_PATTERN.fullmatch(value):

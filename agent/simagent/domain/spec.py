@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from simagent.domain.ids import check_id, check_name
+from simagent.domain.ids import check_id, check_name, check_tag
 from simagent.domain.images import ImageRef, parse_image
 from simagent.domain.quantities import Bytes, Seconds
 
@@ -65,6 +65,7 @@ def _as_text(value: object) -> object:
 RelativePath = Annotated[str, AfterValidator(check_relative)]
 Environment = Annotated[dict[str, str], BeforeValidator(_as_text), AfterValidator(_check_env)]
 Name = Annotated[str, AfterValidator(check_name)]
+Tag = Annotated[str, AfterValidator(check_tag)]
 ImageName = Annotated[str, AfterValidator(_check_image)]
 
 
@@ -244,7 +245,7 @@ class Spec(Part):
     checkpoint: Checkpoint | None = Field(None, description="What a later attempt goes on from.")
     watches: tuple[Watch, ...] = Field((), description="Events to look out for.")
     progress: str | None = Field(None, description="Regular expression that finds the progress.")
-    require: tuple[str, ...] = Field((), description="Tags an agent must have.")
+    require: tuple[Tag, ...] = Field((), description="Tags an agent must have.")
     group: Name = Field("default", description="Machine group whose agents may run it.")
     project: Name = Field("default", description="Project it belongs to.")
     tags: Annotated[dict[str, str], BeforeValidator(_as_text)] = Field(

@@ -9,7 +9,6 @@ _PLANNED = (
     "checkpoint",
     "watches",
     "progress",
-    "require",
     "priority",
     "array",
     "depends_on",

@@ -23,13 +23,15 @@ class StepLimits:
 
     ``memory_bytes``, ``cpus`` (cores, also parts of one) and ``processes`` (threads count) are
     meant for all its processes together, ``file_bytes`` for each file it writes. docs/limits.md
-    tells what becomes of them where the machine offers less.
+    tells what becomes of them where the machine offers less. ``cores`` are the numbers of those
+    that a process of the host is bound to; none: the runtime chooses.
     """
 
     memory_bytes: int | None = None
     cpus: float | None = None
     processes: int | None = None
     file_bytes: int | None = None
+    cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,8 @@ class Sandbox:
     """The container that a step runs in, and all it sees of this machine.
 
     ``image`` is the handle of a `simagent.ports.images.Image`. ``uid`` and ``gid`` are the
-    step's, whatever the image says; ``shm_bytes`` is the size of /dev/shm. Containers that
-    an engine keeps carry ``labels``.
+    step's, whatever the image says; ``shm_bytes`` is the size of /dev/shm. ``gpu_ids`` names the
+    ``gpus`` that it gets; none: any. Containers that an engine keeps carry ``labels``.
     """
 
     image: str
@@ -57,6 +59,7 @@ class Sandbox:
     network: Literal["none", "host"] = "none"
     shm_bytes: int | None = None
     gpus: int = 0
+    gpu_ids: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ SCRIPT, MARK, SHELL = INSIDE / "run", INSIDE / "mark", INSIDE / "sh"
 
 _BEFORE, _RUNS = "?", "r"
 _OWN = ("APPNAME", "BIND", "COMMAND", "CONTAINER", "ENVIRONMENT", "NAME", "NO_EVAL")
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _LIBRARIES = "/.singularity.d/libs"
 _ANSWER_BYTES = 4096
 _MOST_CHARACTERS = 250
@@ -158,5 +159,8 @@ def _script(plan: StepPlan) -> str:
         lines.append(f'[ "$LD_LIBRARY_PATH" != {_LIBRARIES} ] || unset LD_LIBRARY_PATH')
     elif "LD_LIBRARY_PATH" in env:
         env["LD_LIBRARY_PATH"] += f":{_LIBRARIES}"
+    if plan.sandbox.gpu_ids:
+        # Apptainer shows all GPUs of the machine in the container.
+        env |= dict.fromkeys(_VISIBLE, ",".join(plan.sandbox.gpu_ids))
     lines += [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     return "\n".join([*lines, _RUN])

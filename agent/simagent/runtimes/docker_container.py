@@ -198,5 +198,6 @@ def _limits(limits: StepLimits, sandbox: Sandbox) -> dict[str, Any]:
     if sandbox.shm_bytes is not None:
         found["ShmSize"] = sandbox.shm_bytes
     if sandbox.gpus:
-        found["DeviceRequests"] = [{"Count": sandbox.gpus, "Capabilities": [["gpu"]]}]
+        which = {"DeviceIDs": list(sandbox.gpu_ids)} if sandbox.gpu_ids else {"Count": sandbox.gpus}
+        found["DeviceRequests"] = [{**which, "Capabilities": [["gpu"]]}]
     return found

@@ -40,11 +40,14 @@ def rlimits(limits: StepLimits, *, confined: bool, uid: int | None = None) -> di
 def cores(limits: StepLimits, attempt: str) -> list[int]:
     """Choose the cores that the step is bound to: none to leave it as it is.
 
-    The same for all steps of an attempt, not the same for all attempts.
+    Those that the limits name, where there are such; else some that are the same for all steps of
+    an attempt, not the same for all attempts.
     """
     if limits.cpus is None:
         return []
     usable = sorted(os.sched_getaffinity(0))
+    if named := [core for core in limits.cores if core in usable]:
+        return named
     first = zlib.crc32(attempt.encode()) % len(usable)
     return (usable[first:] + usable[:first])[: math.ceil(limits.cpus)]
 

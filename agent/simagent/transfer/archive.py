@@ -106,13 +106,21 @@ class Archive:
     files meanwhile, the archive is valid, and its entries say what is in it.
     """
 
-    def __init__(self, members: Sequence[Member], *, threads: int) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        threads: int,
+        yields: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """While ``yields``, one of the threads is used at a time."""
         self.entries: list[Entry] = []
         self.notes: list[tuple[str, str]] = []
         self.size = 0
         self._members = members
         self._headers: list[bytes] = []
         self._threads = max(1, threads)
+        self._yields = yields
         self._hash = hashlib.sha256()
         self._files: set[_Open] = set()
 
@@ -130,12 +138,12 @@ class Archive:
     def _contents(self) -> Iterator[bytes]:
         helpers = Helpers(self._helper_count())
         pool = ThreadPoolExecutor(self._threads, "pack")
-        window = 2 * self._threads + 1
         pending: deque[tuple[_Job, Future[Batch] | Future[_Block]]] = deque()
         try:
             for job in self._jobs(helpers):
                 pending.append((job, _submit(pool, job)))
-                if len(pending) > window:
+                # What was submitted is read ahead of what is asked for.
+                while len(pending) > (0 if self._yields() else 2 * self._threads + 1):
                     yield from self._emit(*pending.popleft())
             while pending:
                 yield from self._emit(*pending.popleft())

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -192,23 +193,25 @@ def upload_outputs(
     threads: int,
     retry: Retry,
     clock: Clock,
+    yields: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int], None] | None = None,
 ) -> Uploaded:
     """Publish the outputs of an attempt: the archive, verified, then its manifest.
 
     ``extras`` are files put beside the run's own; where it made one of the same name, the extra
     gets a number (``stdout.1.txt``). ``retry`` repeats single store calls. ``on_progress`` is told
-    the bytes of each piece of the archive. May be repeated after a crash anywhere: what was
-    published entirely is not packed again. Raises what ``retry`` lets through, and
-    `simagent.ports.store.StoreRefusedError`.
+    the bytes of each piece of the archive. While ``yields``, one thread is used. May be repeated
+    after a crash anywhere: what was published entirely is not packed again. Raises what ``retry``
+    lets through, and `simagent.ports.store.StoreRefusedError`.
     """
     published = retry(lambda: _published(store, keys, epoch))
     if published is not None:
         return published
     members = [*selection.members, *_extras(selection, extras)]
+    pack = partial(Archive, members, threads=threads, yields=yields)
     started = clock.now()
     archive, upload_seconds = retry(
-        lambda: _upload(store, keys, members, threads=threads, clock=clock, on_progress=on_progress)
+        lambda: _upload(store, keys, pack, clock=clock, on_progress=on_progress)
     )
     manifest = _manifest(archive, selection.skipped, epoch)
     data = manifest.dump()
@@ -264,16 +267,15 @@ def _extras(selection: Selection, extras: Mapping[str, Path | Extra]) -> Iterato
 def _upload(
     store: Store,
     keys: AttemptKeys,
-    members: list[Member],
+    pack: Callable[[], Archive],
     *,
-    threads: int,
     clock: Clock,
     on_progress: Callable[[int], None] | None,
 ) -> tuple[Archive, float]:
     packed: list[Archive] = []
 
     def body() -> Iterator[bytes]:
-        archive = Archive(members, threads=threads)
+        archive = pack()
         packed.append(archive)
         for chunk in archive:
             if on_progress is not None:

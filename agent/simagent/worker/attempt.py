@@ -1,6 +1,8 @@
 """One attempt, from the claim to the end: prepares, runs the steps, publishes or gives back."""
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -32,6 +34,7 @@ from simagent.worker.threads import Threads
 
 _FLUSH_SECONDS = 10.0
 _MOST_CRASHES = 3
+_NICE = 10
 
 log = structlog.get_logger()
 
@@ -40,14 +43,31 @@ class AttemptRun:
     """Carries one claimed task through to its end, or as far as orders let it."""
 
     def __init__(
-        self, ctx: Context, threads: Threads, journal: Journal, state: State, spec: Spec
+        self,
+        ctx: Context,
+        threads: Threads,
+        journal: Journal,
+        state: State,
+        spec: Spec,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        yields: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``changed`` is called when it begins another part of its work.
+
+        ``yields`` tells whether commands of others run here, which go before what is done after
+        its own.
+        """
         assert state.lease is not None
         self._ctx = ctx
         self._threads = threads
         self._journal = journal
         self._spec = spec
         self._runtime = ctx.runtimes[journal.entry.runtime]
+        self._changed = changed
+        self._yields = yields
+        self.finalizing = journal.entry.outcome is not None
+        """Its commands are over, and that stands in the state."""
         self._timeline = Timeline.from_dict(ctx.clock, journal.entry.attempt.timings)
         self.task = journal.entry.keys
         self.orders = Orders()
@@ -68,6 +88,14 @@ class AttemptRun:
         )
         if state.kill is not None:
             self.orders.ask_kill(state.kill)
+
+    @property
+    def status(self) -> Status:
+        """Where it stands. Any thread may ask."""
+        if self.finalizing:
+            return Status.FINALIZING
+        begun = self._journal.entry.steps_started is not None
+        return Status.RUNNING if begun else Status.PREPARING
 
     def run(self) -> None:
         """Run to the end; returns early, with everything written down, when detached."""
@@ -155,6 +183,7 @@ class AttemptRun:
                 prepare(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
             if not self.orders.to_end:
                 self._holding.start_running()
+                self._changed()
             return self._steps.run()
         except InputError as error:
             return Ending(Status.FAILED, error.reason, str(error))
@@ -181,11 +210,22 @@ class AttemptRun:
         attempt = self._attempt().with_(reason=ending.reason, message=ending.message)
         tail = "" if ending.outcome is Status.SUCCEEDED else stderr_tail(self._journal)
         self._holding.fix(ending, attempt, tail)
+        self._make_way()
         if not self._telemetry.stop(_FLUSH_SECONDS):
             self._ship_rest()
         output, attempt = self._publish(attempt)
         self._lease.end_quietly()
         self._holding.end(output, attempt)
+
+    def _make_way(self) -> None:
+        """From now on others may begin here, and their commands go before what is left to do.
+
+        What this thread starts, to pack and upload, is as nice as it is (sched(7)).
+        """
+        self.finalizing = True
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._changed()
 
     def _ship_rest(self) -> None:
         """Bring the rest of the telemetry into the store; what there is no room for is cut."""
@@ -200,7 +240,14 @@ class AttemptRun:
         try:
             if self._journal.entry.crashes >= _MOST_CRASHES:
                 raise OutputFailedError("publishing them ended the agent again and again")
-            output = publish(self._ctx, self._spec, self._journal, self._timeline, self._holding)
+            output = publish(
+                self._ctx,
+                self._spec,
+                self._journal,
+                self._timeline,
+                self._holding,
+                yields=self._yields,
+            )
         except OutputFailedError as error:
             output = error.output if isinstance(error, UnreadOutputsError) else None
             log.warning("outputs not published", task=self.task.id, error=str(error))

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -23,10 +23,13 @@ def refusal(
     has_mpi: bool,
     folder: Path,
     min_free: int,
+    tags: Collection[str] = (),
+    gpus: Collection[str] = (),
 ) -> Refusal | None:
     """Tell why an agent of this machine would not run a task, None where it would.
 
-    What lasts goes before what may pass.
+    What lasts goes before what may pass. ``tags`` are the agent's; ``gpus`` is empty where it is
+    not known which the machine has.
     """
     passing = None
     try:
@@ -35,7 +38,7 @@ def refusal(
         if error.lasting:
             return Refusal(str(error), lasting=True)
         passing = str(error)
-    lasting = too_small(spec.resources, folder)
+    lasting = too_small(spec.resources, folder, gpus) or _untagged(spec.require, tags)
     if not has_mpi and asks_for_mpi(spec):
         lasting = "a step asks for MPI, and no mpirun was found: install MPICH"
     if lasting is not None:
@@ -75,7 +78,15 @@ def lacking(asked: Resources, folder: Path, min_free: int = 0) -> str | None:
     return None
 
 
-def too_small(asked: Resources, folder: Path) -> str | None:
+def _untagged(required: Sequence[str], tags: Collection[str]) -> str | None:
+    missing = [tag for tag in required if tag not in tags]
+    if not missing:
+        return None
+    there = f"only {', '.join(tags)}" if tags else "no tags"
+    return f"require: the agent has not {', '.join(missing)}: it has {there}"
+
+
+def too_small(asked: Resources, folder: Path, gpus: Collection[str] = ()) -> str | None:
     """Tell what a task asks for that a machine of this size cannot have, None where it can."""
     cores = len(os.sched_getaffinity(0))
     if asked.cpus is not None and asked.cpus > cores:
@@ -84,6 +95,8 @@ def too_small(asked: Resources, folder: Path) -> str | None:
     if asked.memory is not None and asked.memory > memory:
         wanted, there = size_text(asked.memory), size_text(memory)
         return f"resources.memory: {wanted} are asked for, there are {there}"
+    if gpus and asked.gpus is not None and asked.gpus > len(gpus):
+        return f"resources.gpus: {asked.gpus} are asked for, this machine has {len(gpus)}"
     disk = shutil.disk_usage(_existing(folder)).total
     if asked.disk is not None and asked.disk > disk:
         wanted, there = size_text(asked.disk), size_text(disk)

@@ -19,10 +19,14 @@ _MISSING = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a task is not taken here; ``lasting`` where that stays so while this agent runs."""
+    """Why a task is not taken here; ``lasting`` where that stays so while this agent runs.
+
+    ``room`` where it would be taken if less ran here.
+    """
 
     why: str
     lasting: bool = False
+    room: bool = False
 
 
 class NoRuntimeError(Exception):

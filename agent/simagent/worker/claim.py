@@ -13,6 +13,7 @@ from simagent.worker.choice import choose
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journal
 from simagent.worker.receive import Claim, tell_of_loss
+from simagent.worker.shares import Share, alone
 
 log = structlog.get_logger()
 
@@ -26,9 +27,15 @@ class ClaimUnknownError(StoreError):
 
 
 def claim(
-    ctx: Context, task: TaskKeys, verdict: Claim, receipt: str | None
+    ctx: Context,
+    task: TaskKeys,
+    verdict: Claim,
+    receipt: str | None,
+    share: Share | None = None,
 ) -> tuple[Journal, State] | None:
     """Take the task as it was judged; None where another was faster.
+
+    ``share`` is what it gets of the machine; by default what it asks for.
 
     Raises `ClaimUnknownError` where the store does not tell; `NoRuntimeError` where nothing runs
     it any more, and OSError where nothing can be written down: nothing was claimed then.
@@ -44,14 +51,7 @@ def claim(
     me = Holder(
         agent=identity.agent, incarnation=identity.incarnation, epoch=verdict.state.epoch + 1
     )
-    attempt = Attempt(
-        epoch=me.epoch,
-        agent=identity.agent,
-        version=identity.version,
-        machine=dict(identity.machine),
-        started=ctx.clock.wall(),
-        timings=_queue_wait(verdict.state, ctx.clock.wall()),
-    )
+    attempt = _begun(ctx, verdict.state, me)
     ctx.journals.reserve.fill()
     journal = ctx.journals.create(
         Entry(
@@ -63,6 +63,7 @@ def claim(
             incarnation=me.incarnation,
             boot_id=identity.boot_id,
             receipt=receipt,
+            share=share or alone(verdict.spec.resources),
             runtime=runtime,
             max_log_bytes=ctx.settings.max_log_bytes,
             attempt=attempt,
@@ -80,6 +81,17 @@ def claim(
     tell_of_loss(task, state, before=judged.epoch)
     log.info(Event.TASK_CLAIMED, task=task.id, epoch=me.epoch, lost=verdict.lost)
     return journal, state
+
+
+def _begun(ctx: Context, state: State, me: Holder) -> Attempt:
+    return Attempt(
+        epoch=me.epoch,
+        agent=me.agent,
+        version=ctx.identity.version,
+        machine=dict(ctx.identity.machine),
+        started=ctx.clock.wall(),
+        timings=_queue_wait(state, ctx.clock.wall()),
+    )
 
 
 def settle_intent(ctx: Context, journal: Journal) -> State | None:

@@ -15,7 +15,7 @@ WORKDIR = PurePosixPath("/workdir/output/artifacts")
 """Where commands start: what images made for Inductiva's platform expect."""
 HOME = "/tmp"  # noqa: S108 - in the container, where it is the attempt's own folder
 
-_TASK_USER = "simtask-0"
+_TASK_USER = "simtask-"
 _NOBODY = 65534
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - likewise
 
@@ -33,9 +33,26 @@ def task_user(uid: int | None = None) -> tuple[int, int]:
             return uid, pwd.getpwuid(uid).pw_gid
         return uid, uid
     with suppress(KeyError):
-        user = pwd.getpwnam(_TASK_USER)
+        user = pwd.getpwnam(f"{_TASK_USER}0")
         return user.pw_uid, user.pw_gid
     return _NOBODY, _NOBODY
+
+
+def slot_users(uid: int | None, slots: int) -> tuple[tuple[int, int], ...]:
+    """Tell whom the containers of each slot run as; of one beyond them as `task_user` tells.
+
+    Each as a user of its own, ``simtask-0`` and so on, as far as there are such.
+    """
+    if os.geteuid() != 0 or uid is not None:
+        return ()
+    found = []
+    for slot in range(slots):
+        try:
+            user = pwd.getpwnam(f"{_TASK_USER}{slot}")
+        except KeyError:
+            break
+        found.append((user.pw_uid, user.pw_gid))
+    return tuple(found)
 
 
 def sandbox(spec: Spec, journal: Journal) -> Sandbox:
@@ -53,6 +70,7 @@ def sandbox(spec: Spec, journal: Journal) -> Sandbox:
         network=spec.network or "none",
         shm_bytes=spec.resources.shm,
         gpus=spec.resources.gpus or 0,
+        gpu_ids=entry.share.gpu_ids,
         labels={
             "simagent.project": entry.project,
             "simagent.task": entry.task,

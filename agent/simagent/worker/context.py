@@ -49,6 +49,12 @@ class Settings:
     max_file_bytes: int | None = None
     task_user: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
     """Whom containers run as: user and group number."""
+    slot_users: tuple[tuple[int, int], ...] = ()
+    """The same for the slots that have a user of their own, from the first."""
+    gpus: tuple[str, ...] = ()
+    """The GPUs that tasks may have; none named: those that are found."""
+    tags: tuple[str, ...] = ()
+    """What tasks can require of an agent."""
     allow_root_images: bool = False
     pull_patience: float = 300.0
     """Time in which an image that cannot be had just now is asked for again."""

@@ -42,7 +42,7 @@ def fetch_image(
         except (PullInterruptedError, InterruptedRetryError):
             orders.wake.clear()
             continue
-        user = _user_of(ctx, image)
+        user = _user_of(ctx, image, journal.entry.share.slot)
         attempt = journal.entry.attempt.with_(image_digest=image.digest, timings=timeline.as_dict())
         journal.write(image=image.handle, user=user, attempt=attempt)
         log.info(
@@ -96,10 +96,11 @@ class _PassingError(Exception):
         self.error = error
 
 
-def _user_of(ctx: Context, image: Image) -> tuple[int, int]:
+def _user_of(ctx: Context, image: Image, slot: int) -> tuple[int, int]:
     """Tell whom the image's commands run as. Raises `ImageError`."""
     if image.user.partition(":")[0] not in _ROOT:
-        return ctx.settings.task_user
+        users = ctx.settings.slot_users
+        return users[slot] if slot < len(users) else ctx.settings.task_user
     if ctx.settings.allow_root_images:
         return 0, 0
     raise ImageError(

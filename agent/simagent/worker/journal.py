@@ -16,6 +16,7 @@ from simagent.domain.reasons import Reason
 from simagent.domain.state import Attempt, Holder, Record, Status
 from simagent.transfer.removal import remove_tree
 from simagent.worker.disk import Reserve, is_no_space
+from simagent.worker.shares import Share
 
 FORMAT = 1
 _NAME = "journal.json"
@@ -48,6 +49,8 @@ class Entry(Record):
     prepared: bool = False
     """The inputs are laid and the snapshot of them is taken."""
     attempt: Attempt
+    share: Share = Share()
+    """What of the machine was given to it."""
     runtime: str = "process"
     """What runs the steps, from the first one to the last."""
     image: str | None = None

@@ -18,9 +18,10 @@ from simagent.worker.choice import Refusal
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.health import Health
-from simagent.worker.heartbeat import Heart
+from simagent.worker.heartbeat import Doing, Heart
 from simagent.worker.notify import Notifier
 from simagent.worker.orders import Detached, Interrupted
+from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
 from simagent.worker.recovery import recover, stop_leftovers
@@ -65,13 +66,20 @@ class Agent:
         self._draining = False
         self._order: Interrupted | None = None
         self._threads = Threads(self.wake)
-        self._slots = Slots(ctx, self._threads, slots)
         self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
+        self._slots = Slots(ctx, self._threads, slots, self._unsettled, self._changed)
+        self._line = Line(ctx.clock, ctx.times)
         self._judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
-        self._heart = Heart(ctx) if in_fleet else None
+        self._heart = Heart(ctx, self._doing) if in_fleet else None
         self._refusals = Refusals(ctx) if in_fleet else None
         self._reception = Reception(
-            ctx, self._judge, self._slots.start, self._unsettled.append, self._refusals
+            ctx,
+            self._judge,
+            self._slots.start,
+            self._unsettled.append,
+            self._refusals,
+            share=self._slots.share,
+            line=self._line,
         )
         self._sweeper = Sweeper(
             ctx.ledger,
@@ -91,17 +99,17 @@ class Agent:
     def drain(self) -> None:
         """Take no more tasks; `run` returns when those that run have ended."""
         self._draining = True
-        self.wake.set()
+        self._changed()
 
     def interrupt(self, order: Interrupted) -> None:
         """Take no more tasks and end the running attempts as the order says."""
         self._draining = True
         self._order = order
-        self.wake.set()
+        self._changed()
 
     def poke(self) -> None:
         """Look at everything again at once."""
-        self.wake.set()
+        self._changed()
 
     # --- The loop -----------------------------------------------------------------------------
 
@@ -169,10 +177,10 @@ class Agent:
                 return True
             self._wait(self._tick)
             return False
-        self._notifier.status(f"{len(self._slots)} of {self._slots.count} slots busy")
+        self._notifier.status(f"{self._slots.busy} of {self._slots.count} slots busy")
         if self._only is not None:
             return self._take_only(self._only)
-        if not self._slots.free:
+        if not (self._slots.free and self._line.hears):
             self._wait(self._tick)
             return False
         return not self._take_next(busy=busy) and self._until_empty and not busy and self._empty()
@@ -197,12 +205,18 @@ class Agent:
                 self._ctx.ledger.markers(self._ctx.settings.group, after="", limit=1)
             self._settle()
             for task, receipt in suspects:
-                wanted = self._only in (None, task)
-                free = wanted and self._slots.free and not self._closing
-                self._reception.reconsider(task, receipt, free=free)
+                self._reception.reconsider(task, receipt, free=self._takes(task))
+            if self._slots.free and not self._closing:
+                for task, receipt in self._line.again(self._slots.ended):
+                    self._reception.reconsider(task, receipt, free=self._takes(task))
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
         self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
+
+    def _takes(self, task: TaskKeys) -> bool:
+        """Tell whether a task would be taken that asks for no more than there is."""
+        wanted = self._only in (None, task) and self._line.kept_for() in (None, task)
+        return wanted and self._slots.free and not self._closing
 
     def _settle(self) -> None:
         while self._unsettled:
@@ -273,7 +287,7 @@ class Agent:
 
     def _refusal(self, spec: Spec) -> Refusal | None:
         """Tell why a task cannot run on this machine, None where it can."""
-        return refusal(
+        found = refusal(
             spec,
             runtimes=self._ctx.runtimes,
             preferred=self._ctx.settings.containers,
@@ -281,7 +295,23 @@ class Agent:
             has_mpi=self._ctx.launcher is not None,
             folder=self._ctx.journals.root,
             min_free=self._ctx.settings.min_free,
+            tags=self._ctx.settings.tags,
+            gpus=self._slots.machine.gpus,
         )
+        if found is None and (lack := self._slots.lacks(spec)) is not None:
+            return Refusal(lack, room=True)
+        return found
+
+    def _doing(self) -> Doing:
+        slots = self._slots
+        free = max(0, slots.count - slots.busy)
+        return Doing(slots=slots.count, free=free, draining=self._closing, tasks=slots.tasks())
+
+    def _changed(self) -> None:
+        """Look at everything again at once, and show others what goes on. Any thread may call."""
+        self.wake.set()
+        if self._heart is not None:
+            self._heart.change()
 
     def _leave(self) -> None:
         """Hand the standing order to the running attempts and give them time to obey."""

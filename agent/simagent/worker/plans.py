@@ -19,7 +19,8 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPl
     env = _env(spec, command, journal)
     argv = command.argv()
     if command.mpi is not None:
-        argv = _launched(ctx, spec, command.mpi, argv, tuple(env))
+        cpus = _limits(ctx, spec, journal).cpus
+        argv = _launched(ctx, cpus, command.mpi, argv, tuple(env))
     if contained:
         inherited = {"HOME": HOME}
     else:
@@ -36,7 +37,7 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPl
         stderr=journal.logs / "stderr",
         grace=spec.grace,
         orphan_limit=ctx.settings.orphan_limit,
-        limits=_limits(ctx, spec),
+        limits=_limits(ctx, spec, journal),
         sandbox=sandbox(spec, journal) if contained else None,
     )
 
@@ -47,22 +48,24 @@ def _env(spec: Spec, command: Command, journal: Journal) -> dict[str, str]:
     return {**spec.env, **command.env, **own}
 
 
-def _limits(ctx: Context, spec: Spec) -> StepLimits:
+def _limits(ctx: Context, spec: Spec, journal: Journal) -> StepLimits:
+    share, asked = journal.entry.share, spec.resources
     return StepLimits(
-        memory_bytes=spec.resources.memory,
-        cpus=spec.resources.cpus,
+        memory_bytes=asked.memory if share.memory is None else share.memory,
+        cpus=asked.cpus if share.cpus is None else share.cpus,
+        cores=share.cores,
         processes=ctx.settings.max_processes,
         file_bytes=ctx.settings.max_file_bytes,
     )
 
 
 def _launched(
-    ctx: Context, spec: Spec, mpi: Mpi, argv: tuple[str, ...], env: tuple[str, ...]
+    ctx: Context, cpus: float | None, mpi: Mpi, argv: tuple[str, ...], env: tuple[str, ...]
 ) -> tuple[str, ...]:
     if ctx.launcher is None:
         raise LaunchError("no mpirun was found on this machine: install MPICH")
     cores = len(os.sched_getaffinity(0))
-    most = min(cores, math.ceil(spec.resources.cpus or cores))
+    most = min(cores, math.ceil(cpus or cores))
     np = most if mpi.np == "max" else mpi.np
     ranks = Ranks(np=np, env=env, bind=mpi.bind, args=mpi.args)
     return ctx.launcher.command(ranks, argv)

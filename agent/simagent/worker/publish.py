@@ -1,5 +1,6 @@
 """FINAL's work: what the run made goes into the store, with its logs and metrics beside it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -42,9 +43,17 @@ class UnreadOutputsError(OutputFailedError):
 
 
 def publish(
-    ctx: Context, spec: Spec, journal: Journal, timeline: Timeline, holding: Holding
+    ctx: Context,
+    spec: Spec,
+    journal: Journal,
+    timeline: Timeline,
+    holding: Holding,
+    *,
+    yields: Callable[[], bool] = lambda: False,
 ) -> Output:
     """Pack and upload the outputs; may be repeated after a crash anywhere.
+
+    On one core alone while ``yields``.
 
     Raises `OutputFailedError`, and `Interrupted` where an order came.
     """
@@ -63,6 +72,7 @@ def publish(
             extras,
             epoch=entry.epoch,
             threads=ctx.settings.pack_threads,
+            yields=yields,
             retry=Patience(ctx, journal, holding.retry),
             clock=ctx.clock,
         )

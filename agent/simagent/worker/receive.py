@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import structlog
@@ -38,13 +38,15 @@ class Hide:
     """Nothing to do now: look again after some seconds.
 
     ``refused`` where this agent cannot run the task; ``never`` is what was judged, where it never
-    will. ``lost`` where its holder is dead, so that another agent may take it.
+    will. ``room`` where there is no room for it just now. ``lost`` where its holder is dead, so
+    that another agent may take it.
     """
 
     seconds: float
     why: str
     refused: bool = False
     lost: bool = False
+    room: bool = False
     never: State | None = None
 
 
@@ -209,7 +211,7 @@ class Judge:
         refusal = Refusal(unknown, lasting=True) if unknown else self._can_run(spec)
         if refusal is not None:
             never = state if refusal.lasting else None
-            return self._refused(refusal.why, lost=lost, never=never)
+            return replace(self._refused(refusal.why, lost=lost, never=never), room=refusal.room)
         return Claim(state, spec, lost)
 
     def _refused(self, why: str, *, lost: bool, never: State | None = None) -> Hide:

@@ -18,8 +18,10 @@ from simagent.worker.choice import NoRuntimeError
 from simagent.worker.claim import ClaimUnknownError, claim
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
+from simagent.worker.queueing import Line
 from simagent.worker.receive import Claim, Close, Gone, Hide, Judge, poison_of, tell_of_loss
 from simagent.worker.refusals import Refusals
+from simagent.worker.shares import Share
 
 log = structlog.get_logger()
 
@@ -28,6 +30,7 @@ class Reception:
     """Hears bells. ``start`` gets what was claimed, ``unsettled`` what may have been.
 
     Without ``refusals`` the tasks that cannot run here are left to others, whoever there is.
+    ``share`` tells what of the machine a task is given, ``line`` has those that found no room.
     """
 
     def __init__(
@@ -37,12 +40,17 @@ class Reception:
         start: Callable[[Journal, State, Spec], None],
         unsettled: Callable[[Journal], None],
         refusals: Refusals | None = None,
+        *,
+        share: Callable[[Spec], Share] | None = None,
+        line: Line | None = None,
     ) -> None:
         self._ctx = ctx
         self._judge = judge
         self._start = start
         self._unsettled = unsettled
         self._refusals = refusals
+        self._share = share
+        self._line = line
 
     def hear(self, message: Message) -> None:
         """Do what a message asks for. Raises StoreError, QueueError: it is heard again then."""
@@ -74,9 +82,13 @@ class Reception:
     def consider(self, task: TaskKeys, receipt: str | None, *, free: bool = True) -> None:
         """Judge a task and act. Raises StoreError, QueueError, `CorruptError`."""
         verdict = self._judge.judge(task, receipt)
+        if self._line is not None and not (isinstance(verdict, Hide) and verdict.room):
+            self._line.settled(task)
         match verdict:
             case Gone(poison=poison):
                 self._dismiss(task, receipt, poison)
+            case Hide(room=True):
+                self._let_wait(task, receipt, verdict)
             case Hide(refused=True):
                 self._leave_to_others(task, receipt, verdict)
             case Hide():
@@ -99,7 +111,8 @@ class Reception:
 
     def _claim(self, task: TaskKeys, verdict: Claim, receipt: str | None) -> None:
         try:
-            claimed = claim(self._ctx, task, verdict, receipt)
+            share = None if self._share is None else self._share(verdict.spec)
+            claimed = claim(self._ctx, task, verdict, receipt, share)
         except ClaimUnknownError as error:
             self._unsettled(error.journal)
             raise
@@ -120,6 +133,14 @@ class Reception:
         self._refuse(task, receipt, verdict.seconds, verdict.why)
         if verdict.lost and receipt is None:
             self._call_others(task, None)
+
+    def _let_wait(self, task: TaskKeys, receipt: str | None, verdict: Hide) -> None:
+        """Leave a task that found no room to others, but for what is done by `Line`."""
+        new = self._line is None or self._line.refused(task, receipt)
+        if verdict.lost:
+            self._call_others(task, receipt)
+        elif new:
+            self._refuse(task, receipt, verdict.seconds, verdict.why)
 
     def _call_others(self, task: TaskKeys, receipt: str | None) -> None:
         """Let the bell be heard of a task whose holder is dead, and that is not taken here.
