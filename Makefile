@@ -32,7 +32,7 @@ run: $(VENV)/ready-to-run ## Run LAMMPS on two MPI ranks, follow it, fetch its o
 		simagent run examples/lammps-melt/task.toml -o build/run
 
 test: $(VENV)/ready-to-develop system-packages ## Run the tests, with coverage
-	@tests/env/install.sh || echo "Tests with container engines are skipped: see above."
+	@tests/env/install.sh || echo "Tests with engines that are missing are skipped: see above."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" \
 		pytest -n $(WORKERS) --ignore=tests/system --ignore=tests/fleet --cov --cov-report=term $(PYTEST_ARGS)
 
@@ -58,7 +58,7 @@ system-packages:
 	@command -v systemd-analyze >/dev/null || ! command -v apt-get >/dev/null || \
 		{ $(call apt-install,systemd); }
 
-engines: ## Install Docker, a registry and Apptainer for the tests that need them
+engines: ## Install Docker, a registry, Apptainer and S3 servers for the tests that need them
 	@tests/env/install.sh
 
 # The Docker Engine that this machine runs, or the one of the tests.

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from engines import apptainer as apptainers
-from engines import dockerd, registry
+from engines import dockerd, registry, s3_servers
 from engines.apptainer import Apptainer
 from engines.dockerd import Engine
 from engines.registry import Registry
-from engines.shared import shared_engine
+from engines.s3_servers import RGW, SWIFT, S3Server
+from engines.shared import shared_engine, shared_s3
 
 TINY = "simagent-tiny:1"
 """An image of BusyBox alone: a shell and small tools, 2 MB."""
@@ -132,3 +133,19 @@ def make_sif(
 def tiny_sif(make_sif: Callable[[str], Path], tiny_image: str) -> Path:
     """The image of BusyBox alone, for Apptainer."""
     return make_sif(tiny_image)
+
+
+@pytest.fixture(scope="session")
+def rgw(aws_credentials: None) -> Iterator[S3Server]:
+    """Ceph RGW, which all tests share, and credentials for it in the environment."""
+    _needs(s3_servers.missing(RGW))
+    with shared_s3(RGW) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def swift_s3() -> Iterator[S3Server]:
+    """Swift with its S3 API, which all tests share: a server without conditional writes."""
+    _needs(s3_servers.missing(SWIFT))
+    with shared_s3(SWIFT) as server:
+        yield server

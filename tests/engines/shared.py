@@ -1,19 +1,30 @@
-"""One engine for all who test at a time: the first starts it, the last ends it.
+"""One engine of each kind for all who test at a time: the first starts it, the last ends it.
 
-Everybody who uses it holds a shared lock that the kernel takes back from whoever dies. Its images
-are kept in build/engines, so that none is made twice.
+Everybody who uses one holds a shared lock that the kernel takes back from whoever dies. Docker's
+images are kept in build/engines, so that none is made twice.
 """
 
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
+from engines.daemons import as_root
 from engines.dockerd import Engine
+from engines.s3_servers import RGW, ROOTS, SWIFT, Kind, S3Server
 
 STATE = Path(__file__).parents[2] / "build" / "engines"
+
+
+class _Started(Protocol):
+    def start(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Started)
 
 
 @contextmanager
@@ -27,52 +38,84 @@ def _locked(name: str, how: int) -> Iterator[int]:
         os.close(handle)
 
 
-def _the_engine() -> Engine:
-    """Give the engine there is, or one that is to be started."""
-    note = STATE / "folder"
+def _folder(name: str) -> Path:
+    """Give the folder of the engine there is, or that of one that is to be started."""
+    note = STATE / f"{name}folder"
     folder = Path(note.read_text()) if note.exists() else None
     if folder is None or not folder.is_dir():
         # Sockets have short paths, which build/ need not have.
         folder = Path(tempfile.mkdtemp(prefix="simagent-engine-", dir="/tmp"))
         folder.chmod(0o755)
         note.write_text(str(folder))
-    return Engine(folder, STATE / "data")
+    return folder
 
 
 @contextmanager
-def shared_engine() -> Iterator[Engine]:
-    """Give the running engine.
-
-    Raises:
-        EngineError: It does not start.
-    """
-    with _locked("users", fcntl.LOCK_SH) as users:
-        with _locked("door", fcntl.LOCK_EX):
-            engine = _the_engine()
+def _shared(name: str, make: Callable[[Path], T], close: Callable[[T], None]) -> Iterator[T]:
+    with _locked(f"{name}users", fcntl.LOCK_SH) as users:
+        with _locked(f"{name}door", fcntl.LOCK_EX):
+            engine = make(_folder(name))
             engine.start()
         try:
             yield engine
         finally:
-            with _locked("door", fcntl.LOCK_EX):
-                _close_if_last(engine, users)
+            with _locked(f"{name}door", fcntl.LOCK_EX):
+                if _was_last(users):
+                    close(engine)
+                    (STATE / f"{name}folder").unlink(missing_ok=True)
 
 
-def _close_if_last(engine: Engine, users: int) -> None:
+def _was_last(users: int) -> bool:
     fcntl.flock(users, fcntl.LOCK_UN)
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return
-    engine.close(keep_data=True)
-    (STATE / "folder").unlink(missing_ok=True)
+        return False
+    return True
+
+
+def shared_engine() -> AbstractContextManager[Engine]:
+    """Give the running Docker Engine.
+
+    Raises:
+        EngineError: It does not start.
+    """
+    return _shared("", _docker, lambda engine: engine.close(keep_data=True))
+
+
+def shared_s3(kind: Kind) -> AbstractContextManager[S3Server]:
+    """Give the running server of S3; what is in it is lost with its last user.
+
+    Raises:
+        EngineError: It does not start.
+    """
+    return _shared(f"{kind.name}-", partial(S3Server, kind), S3Server.close)
+
+
+def _docker(folder: Path) -> Engine:
+    return Engine(folder, STATE / "data")
 
 
 def remove() -> None:
-    """End the engine and remove its images, unless somebody uses it.
+    """End the engines and remove what is kept for them, unless somebody uses one.
 
     Raises:
         BlockingIOError: Somebody does.
     """
-    with _locked("door", fcntl.LOCK_EX), _locked("users", fcntl.LOCK_EX | fcntl.LOCK_NB):
-        _the_engine().close()
-        (STATE / "folder").unlink(missing_ok=True)
+    _end("", lambda folder: _docker(folder).close())
+    for kind in (RGW, SWIFT):
+        _end(f"{kind.name}-", partial(_close, kind))
+    as_root("rm", "-rf", str(ROOTS))
+
+
+def _close(kind: Kind, folder: Path) -> None:
+    S3Server(kind, folder).close()
+
+
+def _end(name: str, close: Callable[[Path], None]) -> None:
+    with (
+        _locked(f"{name}door", fcntl.LOCK_EX),
+        _locked(f"{name}users", fcntl.LOCK_EX | fcntl.LOCK_NB),
+    ):
+        close(_folder(name))
+        (STATE / f"{name}folder").unlink(missing_ok=True)

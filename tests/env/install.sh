@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install what the engine tests need and this machine lacks: Docker Engine, Compose, a registry, Apptainer.
-# For Debian and its kin; quick when all is there. Starts nothing.
+# Install what the engine tests need and this machine lacks: Docker Engine, Compose, a registry, Apptainer,
+# servers of S3. For Debian and its kin; quick when all is there. Starts nothing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -19,6 +19,7 @@ need dockerd docker.io
 need containerd containerd
 need docker-registry docker-registry
 need mmdebstrap mmdebstrap
+[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || needed+=(debian-archive-keyring)
 need mksquashfs squashfs-tools
 need squashfuse squashfuse # without them each start of an Apptainer image unpacks all of it
 need fusermount3 fuse3
@@ -63,3 +64,5 @@ fi
 # What udev and tzdata see to elsewhere; Apptainer uses the one and insists on the other.
 [ ! -e /dev/fuse ] || [ "$(stat -c %a /dev/fuse)" = 666 ] || "${root[@]}" chmod 666 /dev/fuse
 [ -e /etc/localtime ] || "${root[@]}" touch /etc/localtime
+
+"$here/s3-roots.sh"

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 REGION = "eu-west-1"
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtesttest"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +32,23 @@ class Moto:
 
 
 @pytest.fixture(scope="session")
-def moto() -> Iterator[Moto]:
-    """The server, and credentials for it in the environment, where boto3 looks for them."""
+def aws_credentials() -> Iterator[None]:
+    """Credentials in the environment, where boto3 looks for them: Ceph RGW knows them, moto any."""
+    with pytest.MonkeyPatch.context() as patch:
+        _only_own_credentials(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def moto(aws_credentials: None) -> Iterator[Moto]:
+    """The server."""
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"
     program = Path(__file__).with_name("moto_server.py")
     # -P: fakes stand beside it with names of the standard library.
     argv = [sys.executable, "-P", str(program), "-H", "127.0.0.1", "-p", str(port)]
-    with tempfile.TemporaryFile() as log, pytest.MonkeyPatch.context() as patch:
-        _only_own_credentials(patch)
+    with tempfile.TemporaryFile() as log:
         # It ends with us, however we end.
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *argv],
@@ -66,8 +74,8 @@ def _only_own_credentials(patch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("AWS_"):
             patch.delenv(name)
-    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    for name, value in KEYS.items():
+        patch.setenv(name, value)
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     nowhere = os.devnull
     patch.setenv("AWS_CONFIG_FILE", nowhere)
