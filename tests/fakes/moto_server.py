@@ -5,6 +5,8 @@
 - None is hidden for longer than 12 hours since it was received, or the seconds of the queue's tag
   `longest`.
 - Messages that are empty, or have characters that XML lacks, are refused.
+
+And who reads an object of S3's while it is replaced gets it whole.
 """
 
 import re
@@ -13,6 +15,7 @@ import time
 from typing import Any
 
 from moto import server
+from moto.s3.models import FakeKey
 from moto.sqs import models
 from moto.sqs.exceptions import InvalidParameterValue, ReceiptHandleIsInvalid
 
@@ -87,6 +90,11 @@ def strict_change(self: Any, queue_name: str, receipt_handle: str, visibility_ti
         message.change_visibility(int(visibility_timeout))
 
 
+def keep(self: Any, garbage: bool = False) -> None:
+    """Leave an object's content to its readers: it ends with the last of them."""
+    self.disposed = True
+
+
 if __name__ == "__main__":
     for of, name, stricter in (
         (models.Message, "mark_received", strict_mark_received),
@@ -94,6 +102,7 @@ if __name__ == "__main__":
         (models.SQSBackend, "_validate_message", strict_validate),
         (models.SQSBackend, "receive_message", strict_receive),
         (models.SQSBackend, "change_message_visibility", strict_change),
+        (FakeKey, "dispose", keep),
     ):
         setattr(of, name, stricter)
     server.main()
