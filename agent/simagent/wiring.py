@@ -187,7 +187,7 @@ def open_context(config: Config) -> "Context":
         ledger=Ledger(open_store(config, existing=existing, prove=True)),
         # What it renews was claimed there.
         lease_ledger=Ledger(open_store(config, existing=True, lease=True)),
-        queue=open_queue(config, config.group),
+        queue=open_queue(config, config.group, prove=not existing),
         clock=SystemClock(),
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits}),

@@ -22,6 +22,7 @@ from simagent.ports.store import (
     NotFoundError,
     PreconditionError,
     StoreError,
+    StoreLockedOutError,
     StoreRefusedError,
     StoreUnavailableError,
 )
@@ -96,15 +97,15 @@ def failing(error: Exception) -> S3Store:
 @pytest.mark.parametrize(
     ("status", "code", "kind", "words"),
     [
-        (403, "AccessDenied", StoreRefusedError, "s3:PutObject is not allowed"),
+        (403, "AccessDenied", StoreRefusedError, "s3:PutObject on arn:aws:s3:::box/pre/k is not"),
         (404, "NoSuchBucket", StoreRefusedError, "there is no bucket box: create it"),
         (403, "InvalidAccessKeyId", StoreRefusedError, "does not take the credentials"),
         (403, "SignatureDoesNotMatch", StoreRefusedError, "does not take the credentials"),
         (301, "PermanentRedirect", StoreRefusedError, "set s3_region"),
         (400, "AuthorizationHeaderMalformed", StoreRefusedError, "set s3_region"),
         (400, "KMS.NotFoundException", StoreRefusedError, "KMS.NotFoundException"),
-        (403, "RequestTimeTooSkewed", StoreUnavailableError, "timedatectl set-ntp true"),
-        (400, "ExpiredToken", StoreUnavailableError, "have expired: renew them"),
+        (403, "RequestTimeTooSkewed", StoreLockedOutError, "timedatectl set-ntp true"),
+        (400, "ExpiredToken", StoreLockedOutError, "have expired: renew them"),
         (503, "SlowDown", StoreUnavailableError, "said so"),
         (500, "InternalError", StoreUnavailableError, "said so"),
         (400, "RequestTimeout", StoreUnavailableError, "said so"),
@@ -143,7 +144,7 @@ def test_an_answer_to_a_conditional_write_is_classified(
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (boto.NoCredentialsError(), StoreRefusedError, "no credentials found"),
+        (boto.NoCredentialsError(), StoreLockedOutError, "no credentials found"),
         (boto.ReadTimeoutError(endpoint_url="x"), StoreUnavailableError, "does not answer"),
         (boto.ConnectTimeoutError(endpoint_url="x"), StoreUnavailableError, "does not answer"),
         (boto.ConnectionClosedError(endpoint_url="x"), StoreUnavailableError, "does not answer"),

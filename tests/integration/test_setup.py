@@ -10,9 +10,14 @@ from fakes.aws import Moto
 from fakes.cli import Cli
 from fakes.s3_answers import S3Answers
 from fakes.sqs import client as sqs_client
+from simagent.cli.policies import ROLES, policy
+from simagent.config import Config, load_config
+from simagent.engines import set_up_queues, set_up_store, try_queue
 from simagent.ports.setup import Finding, Way
 from simagent.stores.s3_calls import Access, connect
 from simagent.stores.s3_setup import BucketSetup
+
+MAKE, UPDATE = Way(), Way(update=True)
 
 
 class Fleet:
@@ -22,20 +27,31 @@ class Fleet:
         self.moto = moto
         self.bucket = moto.name()
         self.queue = moto.name("fleet")
-        self.cli = Cli(folder)
-        self.cli.env |= {
-            "SIMAGENT_STORE": f"s3://{self.bucket}/some/prefix",
-            "SIMAGENT_QUEUE": f"sqs://{self.queue}-{{group}}",
-            "SIMAGENT_S3_ENDPOINT": moto.endpoint,
-            "SIMAGENT_S3_REGION": moto.region,
-            "SIMAGENT_SQS_ENDPOINT": moto.endpoint,
-            "SIMAGENT_SQS_REGION": moto.region,
+        self.settings = {
+            "store": f"s3://{self.bucket}/some/prefix",
+            "queue": f"sqs://{self.queue}-{{group}}",
+            "s3_endpoint": moto.endpoint,
+            "s3_region": moto.region,
+            "sqs_endpoint": moto.endpoint,
+            "sqs_region": moto.region,
         }
+        self.cli = Cli(folder)
+        self.cli.env |= {f"SIMAGENT_{name.upper()}": v for name, v in self.settings.items()}
         self.s3: Any = connect(Access(moto.endpoint, moto.region), 1)
 
-    def findings(self, *options: str) -> dict[str, str]:
-        found = json.loads(self.cli("setup", "--json", *options).stdout)["findings"]
-        return {finding["what"]: finding["verdict"] for finding in found}
+    def config(self, **more: str) -> Config:
+        return load_config(None, state_dir=self.cli.state, **self.settings, **more)
+
+    def set_up(self, way: Way = MAKE, *groups: str, **more: str) -> list[Finding]:
+        config = self.config(**more)
+        queues = set_up_queues(config, groups or ["default"], way)
+        return [*set_up_store(config, way), *queues]
+
+    def verdicts(self, way: Way = MAKE, *groups: str, **more: str) -> dict[str, str]:
+        return {finding.what: finding.verdict for finding in self.set_up(way, *groups, **more)}
+
+    def said(self, way: Way = MAKE) -> str:
+        return "\n".join(finding.text for finding in self.set_up(way))
 
     def attributes(self, name: str) -> dict[str, str]:
         sqs = sqs_client(self.moto)
@@ -58,15 +74,13 @@ def fleet(tmp_path: Path, moto: Moto) -> Fleet:
 
 
 def test_all_that_a_fleet_needs_is_made_and_then_left_alone(fleet: Fleet) -> None:
-    names = {
-        f"queue {fleet.queue}-{group}{dead}" for group in ("a", "b") for dead in ("", "-dead")
-    }
-    first = fleet.findings("-g", "a", "-g", "b")
+    names = {f"queue {fleet.queue}-{group}{dead}" for group in ("a", "b") for dead in ("", "-dead")}
+    first = fleet.verdicts(MAKE, "a", "b")
     assert {what for what, verdict in first.items() if verdict == "made"} == {
         *(f"bucket {fleet.bucket}", "public access", "lifecycle"),
         *names,
     }
-    assert set(fleet.findings("-g", "a", "-g", "b").values()) == {"ok"}
+    assert set(fleet.verdicts(MAKE, "a", "b").values()) == {"ok"}
 
     blocked = fleet.s3.get_public_access_block(Bucket=fleet.bucket)
     assert set(blocked["PublicAccessBlockConfiguration"].values()) == {True}
@@ -84,17 +98,11 @@ def test_all_that_a_fleet_needs_is_made_and_then_left_alone(fleet: Fleet) -> Non
     )
     # Nothing is left of the proof, and what was made works.
     assert "Contents" not in fleet.s3.list_objects_v2(Bucket=fleet.bucket)
-    assert "0 messages wait" in fleet.cli("doctor", "--config", conf(fleet, "a")).stdout
-
-
-def conf(fleet: Fleet, group: str) -> Path:
-    file = fleet.cli.folder / "agent.toml"
-    file.write_text(f'group = "{group}"\nallow_process = true\n')
-    return file
+    assert "0 messages wait" in try_queue(fleet.config(group="a"))
 
 
 def test_a_dry_run_changes_nothing(fleet: Fleet) -> None:
-    assert set(fleet.findings("--dry-run").values()) == {"planned"}
+    assert set(fleet.verdicts(Way(dry=True)).values()) == {"planned"}
     listed = [bucket["Name"] for bucket in fleet.s3.list_buckets()["Buckets"]]
     assert fleet.bucket not in listed
     assert "QueueUrls" not in sqs_client(fleet.moto).list_queues(QueueNamePrefix=fleet.queue)
@@ -114,20 +122,19 @@ def test_what_differs_is_told_and_set_right_only_if_asked_for(fleet: Fleet) -> N
     given = {"VisibilityTimeout": "30", "DelaySeconds": "7"}
     sqs_client(fleet.moto).create_queue(QueueName=name, Attributes=given)
 
-    said = fleet.cli("setup").stdout
+    said = fleet.said()
     assert "VisibilityTimeout is 30, not 120" in said
     assert "is not blocked" in said
-    assert "simagent setup --update" in said
     assert fleet.attributes(name)["VisibilityTimeout"] == "30"
     with pytest.raises(fleet.s3.exceptions.ClientError):
         fleet.s3.get_public_access_block(Bucket=fleet.bucket)
     # A rule about our own prefix harms nobody, and all others stay.
     assert [rule["ID"] for rule in fleet.rules()] == ["theirs", "simagent-incomplete-uploads"]
 
-    plan = fleet.findings("--update", "--dry-run")
+    plan = fleet.verdicts(Way(update=True, dry=True))
     assert plan["public access"] == plan[f"queue {name}"] == "planned"
     assert fleet.attributes(name)["VisibilityTimeout"] == "30"
-    done = fleet.findings("--update")
+    done = fleet.verdicts(UPDATE)
     assert done["public access"] == done[f"queue {name}"] == "changed"
     now = fleet.attributes(name)
     assert (now["VisibilityTimeout"], now["DelaySeconds"]) == ("120", "7")
@@ -135,18 +142,18 @@ def test_what_differs_is_told_and_set_right_only_if_asked_for(fleet: Fleet) -> N
 
 
 def test_another_rule_that_removes_incomplete_uploads_will_do(fleet: Fleet) -> None:
-    fleet.findings()
+    fleet.set_up()
     theirs = {"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}}
     theirs |= {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2}}
     fleet.s3.put_bucket_lifecycle_configuration(
         Bucket=fleet.bucket, LifecycleConfiguration={"Rules": [theirs]}
     )
-    assert "removed after 2 days, by all" in fleet.cli("setup").stdout
+    assert "removed after 2 days, by all" in fleet.said()
     assert [rule["ID"] for rule in fleet.rules()] == ["all"]
 
 
 def test_old_versions_are_warned_of_and_a_queue_with_a_key_keeps_it(fleet: Fleet) -> None:
-    fleet.findings()
+    fleet.set_up()
     fleet.s3.put_bucket_versioning(
         Bucket=fleet.bucket, VersioningConfiguration={"Status": "Enabled"}
     )
@@ -157,7 +164,7 @@ def test_old_versions_are_warned_of_and_a_queue_with_a_key_keeps_it(fleet: Fleet
         QueueUrl=url,
         Attributes={"KmsMasterKeyId": "alias/ours", "SqsManagedSseEnabled": "false"},
     )
-    said = fleet.cli("setup", "--update").stdout
+    said = fleet.said(UPDATE)
     assert "NoncurrentVersionExpiration" in said
     assert "is encrypted with alias/ours" in said
     assert fleet.attributes(name)["KmsMasterKeyId"] == "alias/ours"
@@ -165,8 +172,7 @@ def test_old_versions_are_warned_of_and_a_queue_with_a_key_keeps_it(fleet: Fleet
 
 def test_a_key_of_kms_becomes_the_new_buckets_default(fleet: Fleet) -> None:
     key = "arn:aws:kms:eu-west-1:123456789012:key/k"
-    fleet.cli.env["SIMAGENT_S3_KMS_KEY"] = key
-    assert fleet.findings()["encryption"] == "made"
+    assert fleet.verdicts(s3_kms_key=key)["encryption"] == "made"
     (rule,) = fleet.s3.get_bucket_encryption(Bucket=fleet.bucket)[
         "ServerSideEncryptionConfiguration"
     ]["Rules"]
@@ -186,15 +192,30 @@ def test_what_a_server_does_not_have_is_told_and_skipped() -> None:
     }
 
 
-def test_policies_are_for_other_programs(fleet: Fleet) -> None:
-    for role in ("agent", "client", "tenant", "setup"):
-        printed = json.loads(fleet.cli("setup", "--policy", role, "--project", "lab").stdout)
+def test_policies_are_filled_in(fleet: Fleet) -> None:
+    for role in ROLES:
+        printed = policy(role, fleet.config(project="lab", s3_kms_key="k"), ["a", "b"])
         assert printed["Version"] == "2012-10-17"
         assert "<" not in json.dumps(printed)
-    tasks = json.dumps(json.loads(fleet.cli("setup", "--policy", "tenant").stdout))
-    assert "some/prefix/p/default/*" in tasks
-    assert "some/prefix/p/*" not in tasks
-    assert "IAM policy tenant" in fleet.cli("setup", "--print-policies").stdout
+        assert "key/k" in json.dumps(printed)
+    tenant = json.dumps(policy("tenant", fleet.config(project="lab"), ["a", "b"]))
+    assert "some/prefix/p/lab/*" in tenant
+    assert "some/prefix/open/b/*.lab" in tenant
+    assert "some/prefix/p/*" not in tenant
+    assert "kms" not in tenant
+
+
+def test_people_and_programs_are_told(fleet: Fleet) -> None:
+    first = fleet.cli("setup", "-g", "a", "-g", "b").stdout
+    assert f"made     bucket {fleet.bucket} " in first
+    assert f'store = "s3://{fleet.bucket}/some/prefix"' in first
+    fleet.s3.delete_public_access_block(Bucket=fleet.bucket)
+    assert "simagent setup --update" in fleet.cli("setup", "-g", "a").stdout
+    told = json.loads(fleet.cli("setup", "-g", "a", "--json").stdout)
+    assert {"what": "public access", "verdict": "differs"}.items() <= told["findings"][1].items()
+    assert told["settings"]["sqs_region"] == fleet.moto.region
+    printed = json.loads(fleet.cli("setup", "--policy", "agent", "-g", "a").stdout)
+    assert printed == told["policies"]["agent"]
 
 
 def test_embedded_engines_need_no_setup(tmp_path: Path) -> None:
@@ -207,9 +228,8 @@ def test_embedded_engines_need_no_setup(tmp_path: Path) -> None:
     [
         (["--policy", "king"], {}, 2, "'king' is no role: use one of agent, client"),
         (["--policy", "agent"], {"S3_KMS_KEY": "alias/k"}, 2, "write the ARN of alias/k"),
-        (["-g", "a b"], {}, 1, "a b"),
+        (["-g", "a b"], {}, 2, "'a b' is no valid name"),
         ([], {"S3_ENDPOINT": "http://127.0.0.1:9"}, 1, "nothing listens"),
-        ([], {"STORE": "s3://A_b.c/x"}, 1, "A_b.c"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -7,6 +7,7 @@ from typing import Any
 from simagent.cli.policies import ROLES, policy
 from simagent.cli.text import put, put_json
 from simagent.config import Config, ConfigError
+from simagent.domain.ids import check_name
 from simagent.engines import queue_names, set_up_queues, set_up_store
 from simagent.ports.setup import Finding, Way
 
@@ -20,7 +21,7 @@ def set_up(
     config: Config, groups: Sequence[str], way: Way, *, policies: bool, as_json: bool
 ) -> int:
     """Make it, and print what was done; tell the exit code."""
-    groups = groups or [config.group]
+    groups = _checked(config, groups)
     found = []
     for finding in _findings(config, groups, way):
         found.append(finding)
@@ -50,8 +51,15 @@ def print_policy(config: Config, groups: Sequence[str], role: str) -> int:
         raise ConfigError(f"--policy: {role!r} is no role: use one of {', '.join(ROLES)}")
     if config.embedded:
         raise ConfigError("--policy: queue and store are of this machine: no policy is about them")
-    put_json(policy(role, config, groups or [config.group]))
+    put_json(policy(role, config, _checked(config, groups)))
     return 0
+
+
+def _checked(config: Config, groups: Sequence[str]) -> Sequence[str]:
+    try:
+        return [check_name(group) for group in groups or [config.group]]
+    except ValueError as error:
+        raise ConfigError(f"--group: {error}") from None
 
 
 def _findings(config: Config, groups: Sequence[str], way: Way) -> Iterator[Finding]:

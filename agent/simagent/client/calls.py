@@ -17,7 +17,7 @@ from simagent.domain.keys import TaskKeys
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.retry import retrying
-from simagent.ports.store import NotFoundError
+from simagent.ports.store import NotFoundError, StoreLockedOutError
 
 PATIENCE = 60.0
 """Seconds that a call to the store is tried again."""
@@ -104,7 +104,9 @@ class Calls:
 
         with self._watch.over(awaited):
             deadline = self.clock.now() + PATIENCE
-            return retrying(call, clock=self.clock, deadline=deadline, log=failed)
+            # What somebody has to mend first is told at once.
+            but = (StoreLockedOutError,)
+            return retrying(call, clock=self.clock, deadline=deadline, but=but, log=failed)
 
 
 @dataclass(slots=True, eq=False)

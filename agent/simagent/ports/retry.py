@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from simagent.ports.clock import Clock, Waitable
 from simagent.ports.store import StoreUnavailableError
@@ -28,12 +28,13 @@ def retrying(
     clock: Clock,
     wake: Waitable | None = None,
     on: tuple[type[BaseException], ...] = (StoreUnavailableError,),
+    but: tuple[type[BaseException], ...] = (),
     deadline: float | None = None,
     first: float = 0.5,
     cap: float = 30.0,
     log: Callable[[BaseException, float], None] | None = None,
 ) -> T:
-    """Call until it raises none of ``on``, and give the result.
+    """Call until it raises none of ``on``, or one of them that is in ``but``; give the result.
 
     Between tries it waits a random time of up to ``first`` seconds, doubled each time, at most
     ``cap``. After ``deadline`` (on ``clock``) the last error is raised as it is; while ``wake``
@@ -56,7 +57,7 @@ def retrying(
             log(error, state.upcoming_sleep)
 
     return Retrying(
-        retry=retry_if_exception_type(on),
+        retry=retry_if_exception(lambda e: isinstance(e, on) and not isinstance(e, but)),
         wait=wait_random_exponential(multiplier=first, max=cap),
         stop=stop,
         sleep=sleep,

@@ -31,6 +31,14 @@ class StoreUnavailableError(StoreError):
     """No usable answer (timeout, reset, 5xx, no space): the outcome is unknown; try again."""
 
 
+class StoreLockedOutError(StoreUnavailableError):
+    """The store refuses this machine until something is mended that is not the store's.
+
+    Its clock, its missing or expired credentials. Agents wait for it, as for the role of a machine
+    that boots; people want to be told at once.
+    """
+
+
 class NoSpaceError(StoreUnavailableError):
     """There is no space left where the store keeps its objects.
 

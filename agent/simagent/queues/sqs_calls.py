@@ -1,13 +1,16 @@
 """Calls to SQS by boto3: bounded in time, and their errors in the words of the queue's port."""
 
 import threading
+import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from boto3.session import Session
 from botocore import exceptions as boto
 from botocore.config import Config as BotoConfig
 
 from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailableError
+from simagent.ports.reach import denied, skew, why_unreachable
 
 LONGEST_POLL = 20
 """Seconds: what SQS takes for a long poll at most."""
@@ -42,6 +45,7 @@ _BUSY |= {"ThrottlingException", "TooManyRequestsException"}
 # Such keys are found by the next try, once they were put there or the machine's role answers.
 _NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError)
 _LOG_IN = (boto.UnauthorizedSSOTokenError, boto.SSOTokenLoadError, boto.TokenRetrievalError)
+_MISTAKES = (boto.InvalidRegionError, boto.ParamValidationError, boto.ProfileNotFound)
 
 
 class StaleReceiptError(QueueError):
@@ -133,9 +137,8 @@ class SqsCalls:
                 "set queue, sqs_region or sqs_endpoint to where it is"
             )
         if code in _CLOCK or any(words in said for words in _CLOCK_WORDS):
-            return QueueUnavailableError(
-                f"{where}: this machine's clock is wrong, set it (timedatectl set-ntp true): {said}"
-            )
+            headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            return QueueUnavailableError(f"{where}: {skew(headers, time.time())}: {said}")
         if code in _EXPIRED:
             self._begin_anew()
             return QueueUnavailableError(f"{where}: the AWS credentials have expired: renew them")
@@ -145,9 +148,11 @@ class SqsCalls:
         if code in _BUSY or status == 429 or status >= 500:
             return QueueUnavailableError(f"{where}: {said}")
         if code in _DENIED or code.lower().startswith("kms"):
+            arn = f"arn:aws:sqs:{self.region}:*:{name}"
             return QueueRefusedError(
-                f"{where}: sqs:{error.operation_name} is not allowed: give these AWS "
-                f"credentials that permission: {said}"
+                f"{where}: {denied(said, f'sqs:{error.operation_name}', arn)}: give the AWS "
+                f"credentials that permission (simagent setup --policy ROLE prints what they "
+                f"need): {said}"
             )
         return QueueRefusedError(f"{where}: sqs:{error.operation_name}: {said}")
 
@@ -159,20 +164,21 @@ class SqsCalls:
         where = self._where(name)
         if isinstance(error, _NO_KEYS):
             self._begin_anew()
-            return QueueRefusedError(
+            return QueueUnavailableError(
                 f"{where}: no AWS credentials found: give this machine a role, or set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             )
         if isinstance(error, _LOG_IN):
             self._begin_anew()
-            return QueueRefusedError(f"{where}: the AWS login is over, log in again: {said}")
-        if isinstance(error, boto.ProfileNotFound | boto.ParamValidationError):
+            return QueueUnavailableError(f"{where}: the AWS login is over, log in again: {said}")
+        if isinstance(error, _MISTAKES):
             return QueueRefusedError(f"{where}: {said}")
+        host = urlsplit(str(error.kwargs.get("endpoint_url", ""))).netloc
+        why = why_unreachable(error, host or "the server", trust="AWS_CA_BUNDLE")
         if isinstance(error, boto.SSLError):
-            return QueueUnavailableError(
-                f"{where}: no trusted connection; a CA of your own goes into AWS_CA_BUNDLE: {said}"
-            )
-        return QueueUnavailableError(f"{where} does not answer: {said}")
+            why = why or f"a CA of your own goes into AWS_CA_BUNDLE: {said}"
+            return QueueUnavailableError(f"{where}: no trusted connection: {why}")
+        return QueueUnavailableError(f"{where} does not answer: {why or said}")
 
 
 def find_region(named: str | None) -> str:

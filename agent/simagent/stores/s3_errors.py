@@ -1,14 +1,19 @@
 """What S3 and boto3 say when something fails, in the words of the store's port."""
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
 
+from simagent.ports.reach import denied, skew, why_unreachable
 from simagent.ports.store import (
     NoSpaceError,
     NotFoundError,
     PreconditionError,
     StoreError,
+    StoreLockedOutError,
     StoreRefusedError,
     StoreUnavailableError,
 )
@@ -88,21 +93,22 @@ def classify(
         return _answered(error, place, key, conditional=conditional)
     said = " ".join(str(error).split())
     if isinstance(error, _NO_KEYS):
-        return StoreRefusedError(
+        return StoreLockedOutError(
             f"{place}: no credentials found: give this machine a role, or set AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if isinstance(error, _LOG_IN):
-        return StoreRefusedError(f"{place}: the login is over, log in again: {said}")
+        return StoreLockedOutError(f"{place}: the login is over, log in again: {said}")
     if isinstance(error, _MISTAKES):
         return StoreRefusedError(f"{place}: {said}")
+    host = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", ""))).netloc
+    why = why_unreachable(error, host or "the server", trust="s3_ca_bundle")
     if isinstance(error, boto.SSLError):
-        return StoreUnavailableError(
-            f"{place}: no trusted connection; a CA of your own goes into s3_ca_bundle: {said}"
-        )
+        why = why or f"a CA of your own goes into s3_ca_bundle: {said}"
+        return StoreUnavailableError(f"{place}: no trusted connection: {why}")
     if isinstance(error, boto.FlexibleChecksumError):
         return StoreUnavailableError(f"{place}: {key} did not arrive as it was stored: {said}")
-    return StoreUnavailableError(f"{place} does not answer: {said}")
+    return StoreUnavailableError(f"{place} does not answer: {why or said}")
 
 
 def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: bool) -> StoreError:
@@ -115,43 +121,74 @@ def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: b
         return StoreRefusedError(f"{place}: {NO_CONDITIONS}")
     if code == "NoSuchBucket":
         return StoreRefusedError(
-            f"{place}: there is no bucket {place.bucket}: create it, or name another store"
+            f"{place}: there is no bucket {place.bucket}: create it (simagent setup), or name "
+            "another store"
         )
     if code in ("NoSuchKey", "404"):
         return NotFoundError(f"{place}: no object {key}")
     if code in _CLOCK:
-        return StoreUnavailableError(
-            f"{place}: this machine's clock is wrong, set it (timedatectl set-ntp true): {said}"
-        )
+        how = skew(_headers(error), time.time())
+        return StoreLockedOutError(f"{place}: {how}: {said}")
     if code in EXPIRED:
-        return StoreUnavailableError(f"{place}: the credentials have expired: renew them")
+        return StoreLockedOutError(f"{place}: the credentials have expired: renew them")
     if code in _KEYS:
         return StoreRefusedError(
             f"{place} does not take the credentials, check them (AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role): {said}"
         )
     if code in _REGION or status in (301, 307):
+        region = _headers(error).get("x-amz-bucket-region") or _detail(error, "Region")
+        where = region or "another region"
         return StoreRefusedError(
-            f"{place}: the bucket is in another region: set s3_region to it: {said}"
+            f"{place}: the bucket is in {where}: set s3_region to that: {said}"
         )
     if code in _FULL or status == 507:
         return NoSpaceError(f"{place} is full: {said}")
     if code in _PASSING or status in (408, 429) or (status >= 500 and status != 501):
         return StoreUnavailableError(f"{place}: {action}: {said}")
     if status == 403:
+        what = denied(said, *_permission(error.operation_name, place, key))
         return StoreRefusedError(
-            f"{place}: {_permission(error.operation_name)} is not allowed: give the credentials "
-            f"that permission: {said}"
+            f"{place}: {what}: give the credentials that permission "
+            f"(simagent setup --policy ROLE prints what they need): {said}"
         )
     return StoreRefusedError(f"{place}: {action}: {said} ({code}, HTTP {status})")
 
 
-def _permission(operation: str) -> str:
-    """Name the IAM action that allows a call; without s3:ListBucket a missing object is a 403."""
-    return {
-        "AbortMultipartUpload": "s3:AbortMultipartUpload",
-        "DeleteObject": "s3:DeleteObject",
-        "GetObject": "s3:GetObject or s3:ListBucket",
-        "HeadObject": "s3:GetObject or s3:ListBucket",
-        "ListObjectsV2": "s3:ListBucket",
-    }.get(operation, "s3:PutObject")
+def _headers(error: boto.ClientError) -> Mapping[str, str]:
+    """Give the headers of the answer, their names in lower case."""
+    found: Mapping[str, str] = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return found
+
+
+def _detail(error: boto.ClientError, name: str) -> str:
+    return str(error.response.get("Error", {}).get(name, ""))
+
+
+_OF_OBJECTS = {
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "DeleteObject": "s3:DeleteObject",
+    # Without s3:ListBucket an object that is missing is a 403, too.
+    "GetObject": "s3:GetObject (or s3:ListBucket)",
+    "HeadObject": "s3:GetObject (or s3:ListBucket)",
+}
+_OF_BUCKETS = {
+    "CreateBucket": "s3:CreateBucket",
+    "GetBucketEncryption": "s3:GetEncryptionConfiguration",
+    "GetBucketLifecycleConfiguration": "s3:GetLifecycleConfiguration",
+    "GetBucketVersioning": "s3:GetBucketVersioning",
+    "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "HeadBucket": "s3:ListBucket",
+    "ListObjectsV2": "s3:ListBucket",
+    "PutBucketEncryption": "s3:PutEncryptionConfiguration",
+    "PutBucketLifecycleConfiguration": "s3:PutLifecycleConfiguration",
+    "PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
+}
+
+
+def _permission(operation: str, place: Place, key: str) -> tuple[str, str]:
+    """Name the IAM action that allows a call, and what it is about."""
+    bucket = f"arn:aws:s3:::{place.bucket}"
+    if operation in _OF_BUCKETS:
+        return _OF_BUCKETS[operation], bucket
+    return _OF_OBJECTS.get(operation, "s3:PutObject"), f"{bucket}/{key or place.prefix + '*'}"
