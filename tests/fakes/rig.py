@@ -85,7 +85,8 @@ class Rig:
         if change is None:
             agent = open_agent(config, until_empty=until_empty)
         else:
-            agent = Agent(change(open_context(config)), until_empty=until_empty)
+            ctx = change(open_context(config))
+            agent = Agent(ctx, slots=config.slots, until_empty=until_empty)
         errors: list[BaseException] = []
 
         def run() -> None:
