@@ -21,7 +21,7 @@ from simagent.ports.store import (
     StoreError,
     StoreRefusedError,
 )
-from simagent.stores.s3_calls import Access, BodyStream, Connect, S3Calls, connect, crc32
+from simagent.stores.s3_calls import Access, BodyStream, Connect, S3Calls, checked, connect
 from simagent.stores.s3_errors import NO_CONDITIONS, Place, code_of, status_of
 from simagent.stores.s3_proof import checks_contents
 from simagent.stores.s3_upload import upload
@@ -144,7 +144,7 @@ class S3Store:
             "put_object",
             name,
             Body=data,
-            ChecksumCRC32=crc32(data),
+            **checked(data),
             **condition,
             **self._calls.written(),
         )

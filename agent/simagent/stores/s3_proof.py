@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from simagent.ports.store import StoreError
-from simagent.stores.s3_calls import S3Calls, crc32
+from simagent.stores.s3_calls import S3Calls, checked
 from simagent.stores.s3_errors import code_of
 
 _SENT, _OTHER = b"1", b"2"
@@ -33,7 +33,7 @@ def _refuses_part(calls: S3Calls, name: str) -> bool:
 
 def _refuses(calls: S3Calls, operation: str, name: str, **fields: object) -> bool:
     try:
-        calls.once(operation, name, Body=_SENT, ChecksumCRC32=crc32(_OTHER), **fields)
+        calls.once(operation, name, Body=_SENT, **checked(_OTHER), **fields)
     except StoreError as error:
         return isinstance(error.__cause__, Exception) and code_of(error.__cause__) in _MISMATCH
     return False

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from simagent.ports.store import Body, StoreError, StoreUnavailableError
-from simagent.stores.s3_calls import PARTS_AT_A_TIME, S3Calls, crc32
+from simagent.stores.s3_calls import PARTS_AT_A_TIME, S3Calls, checked
 
 FIRST_PART = 8 << 20
 """Bytes of a part: at least 5 MiB, and S3 takes no more than 10,000 of them."""
@@ -27,9 +27,7 @@ def upload(calls: S3Calls, key: str, body: Body) -> tuple[str, int]:
         first = next(parts, b"")
         second = next(parts, None)
         if second is None:
-            answer = calls.once(
-                "put_object", key, Body=first, ChecksumCRC32=crc32(first), **calls.written()
-            )
+            answer = calls.once("put_object", key, Body=first, **checked(first), **calls.written())
             return str(answer["ETag"]), len(first)
         waiting = deque([first, second])
         del first, second
@@ -90,16 +88,20 @@ def _send(
     calls: S3Calls, key: str, upload_id: str, parts: Iterator[bytes]
 ) -> tuple[list[dict[str, Any]], int]:
     def send(number: int, data: bytes) -> dict[str, Any]:
-        checksum = crc32(data)
+        checksum = checked(data)
         answer = calls.again(
             "upload_part",
             key,
             UploadId=upload_id,
             PartNumber=number,
             Body=data,
-            ChecksumCRC32=checksum,
+            **checksum,
         )
-        return {"ETag": answer["ETag"], "PartNumber": number, "ChecksumCRC32": checksum}
+        return {
+            "ETag": answer["ETag"],
+            "PartNumber": number,
+            "ChecksumCRC32": checksum["ChecksumCRC32"],
+        }
 
     sent: list[dict[str, Any]] = []
     size = 0
