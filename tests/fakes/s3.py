@@ -60,20 +60,25 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
     return make_bucket(moto.endpoint, moto.name(), moto.region)
 
 
+def remove_bucket(bucket: Bucket) -> None:
+    """Remove a bucket and all that is in it, where the server keeps it in memory."""
+    client = bucket.client()
+    for upload in client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", ()):
+        client.abort_multipart_upload(
+            Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]
+        )
+    while found := client.list_objects_v2(Bucket=bucket.name).get("Contents"):
+        keys = [{"Key": each["Key"]} for each in found]
+        client.delete_objects(Bucket=bucket.name, Delete={"Objects": keys, "Quiet": True})
+    client.delete_bucket(Bucket=bucket.name)
+
+
 @pytest.fixture
 def rgw_bucket(rgw: S3Server) -> Iterator[Bucket]:
     """A bucket of this test alone in Ceph RGW, a real store with real authentication."""
     made = make_bucket(rgw.endpoint, Moto(rgw.endpoint).name())
     yield made
-    client = made.client()  # all it holds is in memory
-    for upload in client.list_multipart_uploads(Bucket=made.name).get("Uploads", ()):
-        client.abort_multipart_upload(
-            Bucket=made.name, Key=upload["Key"], UploadId=upload["UploadId"]
-        )
-    while found := client.list_objects_v2(Bucket=made.name).get("Contents"):
-        keys = [{"Key": each["Key"]} for each in found]
-        client.delete_objects(Bucket=made.name, Delete={"Objects": keys, "Quiet": True})
-    client.delete_bucket(Bucket=made.name)
+    remove_bucket(made)
 
 
 @pytest.fixture(params=["bucket", "rgw_bucket"])

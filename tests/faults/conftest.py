@@ -14,6 +14,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(5 * PATIENCE))
+    left_to_full(config, items)
+
+
+def left_to_full(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long cases, unless all are wanted."""
     left = [item for item in items if item.get_closest_marker("full") and not FULL]
     if left:
         items[:] = [item for item in items if item not in left]

@@ -55,7 +55,8 @@ class Options:
     (SIGSTOP), or ``lose`` (the call has been made, its answer is lost). ``record`` is a file that
     the names of all points passed are added to. ``rate`` is the share of store calls that go
     wrong, by the random numbers of ``seed``; ``slow`` the seconds some take. ``wall`` is how many
-    seconds the wall clock is off. ``note`` is the file that tells the process id.
+    seconds the wall clock is off. ``note`` is the file that tells the process id. ``answer``
+    is how many seconds S3 has for an answer, where it is to have less than in earnest.
     """
 
     config: dict[str, Any]
@@ -71,6 +72,7 @@ class Options:
     slots: int = 1
     look_every: float = 0.5
     files: bool = True
+    answer: float = 0.0
 
 
 @dataclass
@@ -385,6 +387,16 @@ def hurt(ctx: Context, options: Options, points: Points, state_dir: Path) -> Con
     )
 
 
+def hurry(seconds: float) -> None:
+    """Let no call to S3 wait for an answer for longer: tests of stalls wait for their ends."""
+    from simagent.stores import s3, s3_calls
+
+    def connect(access: s3_calls.Access, tries: int) -> Any:
+        return s3_calls.connect(replace(access, answer=min(access.answer, seconds)), tries)
+
+    s3.S3Store.__init__.__kwdefaults__["connect"] = connect  # type: ignore[index]
+
+
 def main() -> None:
     """Run the agent until SIGTERM, or until it is hurt."""
     options = Options(**json.loads(sys.argv[1]))
@@ -392,6 +404,8 @@ def main() -> None:
     to_stderr(config)
     Path(options.note).write_text(f"{os.getpid()}")
     points = Points(options)
+    if options.answer:
+        hurry(options.answer)
     with alone_on(config.state_dir):
         ctx = hurt(open_context(config), options, points, config.state_dir)
         if options.files:

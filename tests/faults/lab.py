@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from fakes.rig import TIMES as RIG_TIMES
 from fakes.rig import Rig
-from faults.recorder import Recorder, Watch
+from faults.recorder import Recorder, Watch, engines_of
 from simagent.config import Config, load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
@@ -47,13 +47,16 @@ _HERE = Path(__file__).parent
 class Lab(Rig):
     """Everything beneath one folder; tasks do what payload.py can do."""
 
+    _watch_every = 0.05
+
     def __init__(self, folder: Path, **times: float) -> None:
         self._times = TIMES | times
         super().__init__(folder)
         self.truth = folder / "truth"
         (self.truth / "agents").mkdir(parents=True, exist_ok=True)
         self.agents: list[subprocess.Popen[bytes]] = []
-        self._watch = Watch(folder)
+        self.engines = engines_of(folder)
+        self._watch = Watch(folder, every=self._watch_every, engines=self.engines)
 
     def config(self, name: str = "state") -> Config:
         return load_config(None, **self._settings(name))
@@ -119,7 +122,7 @@ class Lab(Rig):
 
         It does not once nothing has been under way for as long as agents do anything by themselves.
         """
-        recorder, all_of_it, calm = Recorder(self.folder), Stopwatch(), Stopwatch()
+        recorder, all_of_it, calm = self.recorder(), Stopwatch(), Stopwatch()
         while process.poll() is None and calm.running() < _CALM:
             if recorder.unsettled():
                 calm = Stopwatch()
@@ -205,14 +208,18 @@ class Lab(Rig):
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        for left in Recorder(self.folder).processes() if failed is not None else ():
+        for left in self.recorder().processes() if failed is not None else ():
             with suppress(ProcessLookupError):
                 os.kill(left[0], signal.SIGKILL)
 
-    def check(self, *, calm: bool = False) -> None:
+    def check(self, *, calm: bool = False, seconds: float = PATIENCE) -> None:
         """Wait until nothing is under way any more; fail with what is not as it was promised."""
-        found = self._watch.findings + Recorder(self.folder, calm=calm).settled(PATIENCE)
-        assert not found, "\n".join(found)
+        found = self.recorder(calm=calm).settled(seconds)
+        assert not (found := self._watch.findings + found), "\n".join(found)
+
+    def recorder(self, *, calm: bool = False) -> Recorder:
+        """Make what holds the run against the promise."""
+        return Recorder(self.folder, calm=calm, engines=self.engines)
 
 
 class Stopwatch:

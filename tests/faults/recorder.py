@@ -1,9 +1,10 @@
 """Looks at what a run has left behind and holds it against the promise. Knows nothing of simagent.
 
-    python recorder.py RUN [--calm]
+    PYTHONPATH=tests python -m faults.recorder RUN [--calm]
 
 RUN is a folder with ``store/``, ``queue.db``, the agents' state folders beside them, ``truth/``
 (see payload.py) and ``accepted`` (the ids of the tasks whose submission succeeded, one a line).
+Where the store is a bucket and the queue one of SQS, the file ``servers`` says where (mirror.py).
 Where tasks run in containers of a Docker Engine, the path of its socket is in ``engine``.
 With ``--calm`` no attempt may have been lost or repeated: all faults were such that none has to.
 Prints what it finds; the exit code is 1 if that is anything.
@@ -20,11 +21,14 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from faults.mirror import Mirror
 
 ENDED = {"succeeded", "failed", "killed", "timed_out", "error"}
 ORDER = {
@@ -81,12 +85,65 @@ class Task:
         return self.folder / "a" / str(self.state["epoch"])
 
 
-class Recorder:
-    """All that there is to see of one run."""
+class Engines(Protocol):
+    """Where the run's tasks are: the objects beneath ``store/``, once they were refreshed."""
 
-    def __init__(self, run: Path, *, calm: bool = False) -> None:
+    def refresh(self, *endings: str) -> None:
+        """Bring the objects up to date, at least those whose names end so."""
+
+    def markers(self) -> list[str]:
+        """List what stands for tasks that have not ended."""
+
+    def uploads(self) -> list[str]:
+        """List what was begun to be stored, and is no object."""
+
+    def bells(self) -> int:
+        """Count the messages."""
+
+    def dead(self) -> list[str]:
+        """Read the dead letters."""
+
+
+class Embedded:
+    """A store that is a folder, and a queue that is a file."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def refresh(self, *endings: str) -> None:
+        """Do nothing: the folder is looked at itself."""
+
+    def markers(self) -> list[str]:
+        """List what stands for tasks that have not ended."""
+        return [marker.name for marker in _find(self._run, "store/open/*/*")]
+
+    def uploads(self) -> list[str]:
+        """List nothing: a folder shows only what is whole."""
+        return []
+
+    def bells(self) -> int:
+        """Count the messages."""
+        return len(self._query("SELECT 1 FROM messages"))
+
+    def dead(self) -> list[str]:
+        """Read the dead letters."""
+        return [body for (body,) in self._query("SELECT body FROM dead_letters")]
+
+    def _query(self, query: str) -> list[tuple[Any, ...]]:
+        path = self._run / "queue.db"
+        if not path.exists():
+            return []
+        with closing(sqlite3.connect(path, timeout=60)) as database:
+            return database.execute(query).fetchall()
+
+
+class Recorder:
+    """All that there is to see of one run. ``engines`` may be shared with others who look at it."""
+
+    def __init__(self, run: Path, *, calm: bool = False, engines: Engines | None = None) -> None:
         self._run = run
         self._calm = calm
+        self._engines = engines or engines_of(run)
 
     def findings(self) -> list[str]:
         """Tell everything that is not as it was promised."""
@@ -94,11 +151,13 @@ class Recorder:
 
     def wrong(self) -> list[str]:
         """Tell what is wrong for good: of the tasks that have ended, and of what is gone."""
+        self._engines.refresh()
         found = [f"{task.id}: {wrong}" for task in self.tasks() for wrong in self._look_at(task)]
         return found + list(self._accepted()) + list(self._set_aside()) + list(self._twice_dead())
 
     def unsettled(self) -> list[str]:
         """Tell what may still be under way: tasks that run, and what is there for them only."""
+        self._engines.refresh("state.json")
         return list(self._open()) + list(self._left_behind())
 
     def settled(self, seconds: float) -> list[str]:
@@ -237,24 +296,19 @@ class Recorder:
             yield f"process {pid} is left: {what}"
         for name, what in self.containers():
             yield f"container {name} is left: {what}"
-        for marker in _find(self._run, "store/open/*/*"):
-            yield f"a marker is left: {marker.name}"
+        for marker in self._engines.markers():
+            yield f"a marker is left: {marker}"
+        for upload in self._engines.uploads():
+            yield f"an upload is left: {upload}"
         for folder in _find(self._run, "*/attempts/*"):
             yield f"an attempt's folder is left: {folder.relative_to(self._run)}"
-        for row in self._queue("SELECT * FROM messages"):
-            yield f"a bell is left: {row}"
+        if bells := self._engines.bells():
+            yield f"{bells} bells are left"
 
     def _twice_dead(self) -> Iterator[str]:
-        query = "SELECT body, count(*) FROM dead_letters GROUP BY body HAVING count(*) > 1"
-        for body, count in self._queue(query):
-            yield f"it lies {count} times with the dead letters: {body}"
-
-    def _queue(self, query: str) -> list[tuple[Any, ...]]:
-        path = self._run / "queue.db"
-        if not path.exists():
-            return []
-        with closing(sqlite3.connect(path, timeout=60)) as database:
-            return database.execute(query).fetchall()
+        for body, count in Counter(self._engines.dead()).items():
+            if count > 1:
+                yield f"it lies {count} times with the dead letters: {body}"
 
     def processes(self) -> Iterator[tuple[int, str]]:
         """List what runs for the tasks, on behalf of agents that live or not: ids, commands."""
@@ -291,9 +345,10 @@ class Recorder:
 class Watch:
     """Reads every state again and again while a run goes on: what ended must stay ended."""
 
-    def __init__(self, run: Path, *, every: float = 0.05) -> None:
+    def __init__(self, run: Path, *, every: float = 0.05, engines: Engines | None = None) -> None:
         self._run = run
         self._every = every
+        self._engines = engines or Embedded(run)
         self._seen: dict[Path, tuple[int, dict[str, Any]]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -309,6 +364,7 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._over.wait(self._every):
+            self._engines.refresh("state.json")
             for path in _find(self._run, STATES):
                 with suppress(OSError):
                     self._look(path)
@@ -327,6 +383,11 @@ class Watch:
             self.findings.append(f"{path.parent.name}: epoch {before['epoch']} → {state['epoch']}")
         if state["epoch"] == before["epoch"] and now not in _reachable(was):
             self.findings.append(f"{path.parent.name}: {was} → {now} in one epoch")
+
+
+def engines_of(run: Path) -> Engines:
+    """Find out where a run's tasks are."""
+    return Mirror.of(run) or Embedded(run)
 
 
 def _reachable(status: str) -> set[str]:

@@ -1,0 +1,132 @@
+"""The fault suite's machine, with its store in S3, its queue at SQS, and proxies before both."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from fakes.aws import Moto
+from fakes.rig import Rig
+from fakes.s3 import Bucket
+from faults.lab import TIMES, Lab, Stopwatch
+from faults.mirror import Servers
+from faults.proxy import STALL, Proxy, Rule
+from simagent.config import Config, load_config
+from simagent.queues.sqs_setup import create_queue
+
+GROUP = "default"
+ANSWER = 4.0
+"""Seconds that agents wait for an answer of S3's, in the place of 30: stalls have to be over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Servers that a fleet uses: a bucket, and queues whose names begin with a prefix."""
+
+    bucket: Bucket
+    moto: Moto
+    queues: str
+
+    @classmethod
+    def on(cls, bucket: Bucket, moto: Moto) -> "Fleet":
+        """Make the queues beside a bucket."""
+        queues = moto.name("fleet")
+        create_queue(f"{queues}-{GROUP}", region=moto.region, endpoint=moto.endpoint)
+        return cls(bucket, moto, queues)
+
+    @property
+    def servers(self) -> Servers:
+        """Say where the recorder is to look."""
+        _, _, path = self.bucket.url.removeprefix("s3://").partition("/")
+        return Servers(
+            s3=self.bucket.endpoint,
+            bucket=self.bucket.name,
+            prefix=f"{path}/",
+            sqs=self.moto.endpoint,
+            queue=f"{self.queues}-{GROUP}",
+            region=self.moto.region,
+        )
+
+
+class FleetLab(Lab):
+    """Agents reach S3 and SQS by way of ``s3`` and ``sqs``; its client and the recorder do not."""
+
+    _watch_every = 0.5
+
+    def __init__(self, folder: Path, fleet: Fleet, s3: Proxy, sqs: Proxy, **times: float) -> None:
+        self.fleet, self.s3, self.sqs = fleet, s3, sqs
+        folder.mkdir(exist_ok=True)
+        (folder / "servers").write_text(json.dumps(asdict(fleet.servers)))
+        super().__init__(folder, **times)
+
+    def harmed_client(self) -> Any:
+        """Make a client that is harmed as the agents are."""
+        return Rig(self.folder, self._engines_by(self.s3.endpoint, self.sqs.endpoint)).client
+
+    def config(self, name: str = "state") -> Config:
+        """Give what reaches the servers themselves."""
+        direct = self._engines_by(self.fleet.bucket.endpoint, self.fleet.moto.endpoint)
+        return load_config(None, **(self._settings(name) | direct))
+
+    def direct_client(self) -> Any:
+        """Make a client that is not."""
+        direct = self._engines_by(self.fleet.bucket.endpoint, self.fleet.moto.endpoint)
+        return Rig(self.folder, direct).client
+
+    @contextmanager
+    def harmed(self, *proxies: Proxy, silent: bool) -> Iterator[None]:
+        """Let servers be away for a while: connections are refused, or nothing answered."""
+        with ExitStack() as away:
+            for proxy in proxies:
+                away.enter_context(proxy.harming(Rule(STALL)) if silent else proxy.down())
+            yield
+
+    def passes(self, seconds: float) -> None:
+        """Let time pass: an outage has to last."""
+        watch = Stopwatch()
+        self.until(lambda: watch.running() >= seconds)
+
+    def start(self, name: str = "state", **options: object) -> Any:
+        """Start an agent, which gives up waiting for an answer sooner than in earnest."""
+        return super().start(name, **{"answer": ANSWER, "files": False} | options)
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        return super()._settings(name) | self._engines_by(self.s3.endpoint, self.sqs.endpoint)
+
+    def _engines_by(self, s3: str, sqs: str) -> dict[str, Any]:
+        return {
+            "queue": f"sqs://{self.fleet.queues}-{{group}}",
+            "store": self.fleet.bucket.url,
+            "s3_endpoint": s3,
+            "s3_region": self.fleet.bucket.region,
+            "sqs_endpoint": sqs,
+            "sqs_region": self.fleet.moto.region,
+            "allow_process": True,
+        }
+
+
+FLEET_TIMES = TIMES | {"bell_visibility": 4.0}
+
+
+class Labs:
+    """Makes labs beneath a folder, each with a bucket, queues and proxies of its own."""
+
+    def __init__(self, folder: Path, make_bucket: Callable[[], Bucket], moto: Moto) -> None:
+        self._folder, self._make_bucket, self._moto = folder, make_bucket, moto
+        self._numbers = count()
+
+    @contextmanager
+    def __call__(self, **times: float) -> Iterator[FleetLab]:
+        """Make a lab whose proxies harm nothing as yet."""
+        bucket = self._make_bucket()
+        with ExitStack() as held:
+            s3 = held.enter_context(Proxy(bucket.endpoint))
+            sqs = held.enter_context(Proxy(self._moto.endpoint))
+            fleet = Fleet.on(bucket, self._moto)
+            folder = self._folder / str(next(self._numbers))
+            lab = FleetLab(folder, fleet, s3, sqs, **FLEET_TIMES | times)
+            held.enter_context(lab)
+            yield lab
