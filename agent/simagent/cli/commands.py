@@ -270,6 +270,34 @@ def prune(
 app.add_typer(images)
 
 
+@command(app, "agents")
+def agents(
+    config: "Config",
+    *,
+    group: Annotated[
+        str | None, typer.Option("--group", "-g", metavar="NAME", help="Only those of a group.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Also those that have been silent for a day.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove those that are gone; takes minutes to see.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the agents: what each is, and what it runs.
+
+    \b
+    simagent agents --group big-machines
+    """
+    from simagent.cli.agents import list_agents, prune_agents
+
+    if prune:
+        prune_agents(config, as_json=as_json)
+    else:
+        list_agents(config, group=group, every=every, as_json=as_json)
+
+
 @command(app, "sweep")
 def sweep(
     config: "Config",

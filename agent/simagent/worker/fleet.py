@@ -13,6 +13,9 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
 from simagent.ports.store import NotFoundError, StoreError
 
+_LOOK_EVERY = 3600.0
+_GONE_FOR = 86_400.0
+
 log = structlog.get_logger()
 
 
@@ -112,6 +115,34 @@ class Fleet:
         except ValidationError as error:
             log.debug("heartbeat cannot be read", key=key, error=str(error).splitlines()[0])
             seen.record = None
+
+
+class Vanished:
+    """Removes the heartbeats of agents that have been gone for so long that nobody asks for them.
+
+    That is so where this observer has read the very same one twice, a day apart.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._next = clock.now()
+
+    def prune_if_due(self) -> None:
+        """Look, about once an hour, and remove. Raises StoreError."""
+        now = self._clock.now()
+        if now < self._next:
+            return
+        self._next = now + _LOOK_EVERY
+        known, self._seen = self._seen, {}
+        for entry in list(self._ledger.store.scan(keys.AGENTS)):
+            etag, since = known.get(entry.key, (entry.etag, now))
+            if etag == entry.etag and now - since >= _GONE_FOR:
+                self._ledger.store.delete(entry.key)
+                log.info("heartbeat of an agent that is gone removed", key=entry.key)
+            else:
+                self._seen[entry.key] = (entry.etag, since if etag == entry.etag else now)
 
 
 def look_quietly(fleet: Fleet) -> None:

@@ -19,6 +19,7 @@ from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue
 from simagent.ports.store import NotFoundError, PreconditionError
+from simagent.worker.fleet import Vanished
 from simagent.worker.receive import Claim, Close, Hide, Judge, Verdict, tell_of_loss
 from simagent.worker.refusals import Refusals
 
@@ -83,6 +84,7 @@ class Sweeper:
         self._round: int | None = None
         self._next = clock.now() + times.sweep_every * random.uniform(0.2, 1)  # noqa: S311 - jitter
         self._quiet: dict[TaskKeys, _Quiet] = {}
+        self._vanished = Vanished(ledger, clock)
 
     def due(self) -> bool:
         """Tell whether this agent should look whether a sweep is needed."""
@@ -100,6 +102,7 @@ class Sweeper:
             return None
         swept = Swept()
         self._look_at(batch, swept)
+        self._vanished.prune_if_due()
         log.info(Event.SWEPT, seen=swept.seen, rung=swept.rung, closed=swept.closed)
         return swept
 
