@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from boto3.session import Session
 from botocore import exceptions as boto
 from botocore.config import Config as BotoConfig
+from botocore.parsers import ResponseParserError
 
 from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailableError
 from simagent.ports.reach import denied, skew, why_unreachable
@@ -93,11 +94,22 @@ class SqsCalls:
         kind = "poll" if operation == "receive_message" else "short"
         try:
             answer: dict[str, Any] = getattr(self._client(kind), operation)(**fields)
-            return answer
         except boto.ClientError as error:
             raise self._answered(error, name) from error
+        except ResponseParserError as error:
+            raise self._foreign(name) from error
         except boto.BotoCoreError as error:
             raise self._unanswered(error, name) from error
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        if str(headers.get("content-type", "")).startswith("text/html"):
+            raise self._foreign(name)
+        return answer
+
+    def _foreign(self, name: str) -> QueueError:
+        return QueueUnavailableError(
+            f"{self._where(name)}: what answers there is no SQS, as where a network wants a "
+            "log-in: check the network, and sqs_endpoint"
+        )
 
     def _client(self, kind: str) -> Any:
         with self._mutex:

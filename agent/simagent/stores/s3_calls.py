@@ -4,7 +4,7 @@ import base64
 import io
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ import urllib3.exceptions
 from boto3.session import Session
 from botocore import exceptions as boto
 from botocore.config import Config as BotoConfig
+from botocore.parsers import ResponseParserError
 
 from simagent.ports.store import StoreRefusedError
-from simagent.stores.s3_errors import EXPIRED, Place, classify, code_of
+from simagent.stores.s3_errors import EXPIRED, Place, classify, code_of, stranger
 
 CONNECT, ANSWER = 5.0, 30.0
 """Seconds: to connect, and between two signs of life."""
@@ -24,7 +25,22 @@ LEASE_CONNECT, LEASE_ANSWER = 2.0, 5.0
 """The same for the renewals of leases, which are tried again soon."""
 PARTS_AT_A_TIME = 4
 
-_FAILURES = (boto.ClientError, boto.BotoCoreError, urllib3.exceptions.HTTPError)
+_FAILURES = (
+    boto.ClientError,
+    boto.BotoCoreError,
+    ResponseParserError,
+    urllib3.exceptions.HTTPError,
+)
+_PROOF = {
+    "complete_multipart_upload": "ETag",
+    "create_multipart_upload": "UploadId",
+    "get_object": "ETag",
+    "head_object": "ETag",
+    "list_objects_v2": "IsTruncated",
+    "put_object": "ETag",
+    "upload_part": "ETag",
+}
+"""What every answer of S3's tells, and a page of somebody else's does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +116,10 @@ class S3Calls:
             fields["Key"] = key
         with self.errors(key, conditional=conditional):
             client = self._client(tries)
-            return getattr(client, operation)(Bucket=self.place.bucket, **fields)
+            answer = getattr(client, operation)(Bucket=self.place.bucket, **fields)
+        if _is_foreign(operation, answer):
+            raise stranger(self.place)
+        return answer
 
     def _client(self, tries: int) -> Any:
         with self._mutex:
@@ -139,6 +158,14 @@ def checked(data: bytes) -> dict[str, str]:
     Ceph RGW ignores the checksum of a whole object where the algorithm is not named, too.
     """
     return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": crc32(data)}
+
+
+def _is_foreign(operation: str, answer: Mapping[str, Any]) -> bool:
+    """Tell whether a good answer is not S3's, as where a network answers with its log-in page."""
+    if operation in _PROOF:
+        return _PROOF[operation] not in answer
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("content-type", "")).startswith("text/html")
 
 
 def crc32(data: bytes) -> str:

@@ -111,6 +111,14 @@ def classify(
     return StoreUnavailableError(f"{place} does not answer: {why or said}")
 
 
+def stranger(place: Place) -> StoreError:
+    """Make the error of an answer that is not S3's."""
+    return StoreUnavailableError(
+        f"{place}: what answers there is no S3, as where a network wants a log-in: check the "
+        "network, and s3_endpoint"
+    )
+
+
 def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: bool) -> StoreError:
     code, status = code_of(error), status_of(error)
     said = " ".join(str(error.response.get("Error", {}).get("Message", "")).split()) or code
