@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simagent.client import Tasks
+from simagent.client.calls import Notice, log_notice
+from simagent.client.pace import LOCAL_POLLS, REMOTE_POLLS
 from simagent.config import Config, ConfigError
 from simagent.domain.keys import TaskKeys
 from simagent.engines import open_queue, open_store, queues
@@ -23,9 +25,16 @@ if TYPE_CHECKING:  # clients need no worker: they start faster without
     from simagent.worker.sweep import Sweeper
 
 
-def open_tasks(config: Config) -> Tasks:
-    """Make what works on the tasks of the project."""
-    return Tasks(Ledger(open_store(config)), queues(config), SystemClock(), project=config.project)
+def open_tasks(config: Config, *, notice: Notice = log_notice) -> Tasks:
+    """Make what works on the tasks of the project; ``notice`` is told what is worth knowing."""
+    return Tasks(
+        Ledger(open_store(config)),
+        queues(config),
+        SystemClock(),
+        project=config.project,
+        notice=notice,
+        polls=REMOTE_POLLS if config.store_charges else LOCAL_POLLS,
+    )
 
 
 def open_launcher(config: Config) -> Launcher | None:

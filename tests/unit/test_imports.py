@@ -1,16 +1,20 @@
 """The import rule of the design, read off the source by a parser: nothing is imported to check it.
 
 domain <- ports <- adapters, ledger, transfer, telemetry <- worker, client
-<- engines <- wiring <- cli.
+<- engines <- wiring <- api <- cli.
 """
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+import simagent
+from simagent import api
 
 PACKAGE = "simagent"
 ROOT = Path(__file__).parents[2] / "agent" / PACKAGE
@@ -21,7 +25,7 @@ ADAPTERS = frozenset({"queues", "stores", "runtimes", "launchers", "clouds"})
 
 # What each part of the package may import of the others; "" is the package's own __init__.
 ALLOWED: Mapping[str, frozenset[str]] = {
-    "": frozenset(),
+    "": frozenset({"api"}),  # when it is asked for what it hands out
     "domain": frozenset(),
     "shim": frozenset(),
     "ports": frozenset({"domain"}),
@@ -43,6 +47,27 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "cli": CORE | {"worker", "client", "config", "engines", "wiring", "api"},
     "__main__": frozenset({"cli"}),
 }
+
+# Commands about tasks stand on the Python client alone, as other programs do. These are about the
+# agent of this machine, what it needs, and the group that it looks after.
+OF_THE_MACHINE = frozenset(
+    {
+        "daemon",
+        "doctor",
+        "draining",
+        "images",
+        "policies",
+        "running",
+        "setup",
+        "setup_command",
+        "sweeping",
+    }
+)
+BEHIND_THE_CLIENT = ADAPTERS | frozenset(
+    {"client", "engines", "ledger", "ports", "transfer", "telemetry", "wiring", "worker"}
+)
+ERRORS_FOR_PEOPLE = "failures"
+"""The module that knows all errors, to say them."""
 
 # The domain is pure: it computes, and leaves reading, writing and waiting to others.
 DOMAIN_MAY_NOT = frozenset(
@@ -128,12 +153,30 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def past_the_client(root: Path) -> list[str]:
+    """List what commands about tasks import that is not the client's to give."""
+    found = []
+    for file in sorted((root / "cli").glob("*.py")):
+        if file.stem in OF_THE_MACHINE | {ERRORS_FOR_PEOPLE}:
+            continue
+        for imported in imports(file.read_text()):
+            top, *rest = imported.module.split(".")
+            other = rest[0] if rest else imported.name or ""
+            if top == PACKAGE and other in BEHIND_THE_CLIENT:
+                found.append(f"cli/{file.name}:{imported.line}: {other} is behind the client")
+    return found
+
+
 def module_graph(root: Path) -> dict[str, set[str]]:
-    """Map each module to those of the package that it imports."""
+    """Map each module to those of the package that it imports.
+
+    Without the package's own __init__: it hands the client out to who asks for it, later.
+    """
     names = {}
     for file in root.rglob("*.py"):
         parts = (PACKAGE, *file.relative_to(root).with_suffix("").parts)
         names[".".join(parts).removesuffix(".__init__")] = file
+    names.pop(PACKAGE, None)
     graph = {}
     for name, file in names.items():
         targets = set()
@@ -159,6 +202,33 @@ def write(root: Path, path: str, source: str) -> None:
 
 def test_the_import_rule_holds() -> None:
     assert violations(ROOT) == []
+
+
+def test_commands_about_tasks_stand_on_the_client_alone() -> None:
+    assert past_the_client(ROOT) == []
+
+
+def test_a_command_that_goes_past_the_client_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "cli/x.py", "from simagent.api import Client\nimport simagent.wiring")
+    write(tmp_path, "cli/doctor.py", "import simagent.wiring")
+    assert past_the_client(tmp_path) == ["cli/x.py:2: wiring is behind the client"]
+
+
+def test_the_package_is_imported_without_the_client() -> None:
+    code = "import simagent, sys; print(*(m for m in sys.modules if m.startswith('simagent')))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert loaded == ["simagent"]
+
+
+def test_what_the_package_names_is_what_the_client_gives() -> None:
+    assert set(simagent.__all__) == {*api.__all__, "__version__"}
+    for name in api.__all__:
+        assert getattr(simagent, name) is getattr(api, name)
+        assert getattr(simagent, name).__doc__
+    with pytest.raises(AttributeError, match="Cleint"):
+        simagent.Cleint  # noqa: B018
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -1,25 +1,38 @@
 """A task as it is shown: all of it as JSON, or a summary for people."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from simagent.api.text import columns, moment, printable, seconds, size
 from simagent.domain.fleet import Refused
-from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import Attempt, State, StepRecord
 
 _TAIL_LINES = 15
 
+
+class Named(Protocol):
+    """What names a task."""
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+
+    @property
+    def project(self) -> str:
+        """The project it belongs to."""
+
+
 Paint = Callable[[str, str], str]
 """Gives a text the colour of a status."""
 
 
-def _plain(text: str, _status: str) -> str:
+def plain(text: str, _status: str) -> str:
+    """Give it none."""
     return text
 
 
-def describe(task: TaskKeys, state: State, spec: Spec | None) -> dict[str, Any]:
+def describe(task: Named, state: State, spec: Spec | None) -> dict[str, Any]:
     """Make the JSON document: the whole state, the steps and timings of the last attempt on top.
 
     Times are Unix seconds, durations seconds, sizes bytes.
@@ -39,9 +52,7 @@ def describe(task: TaskKeys, state: State, spec: Spec | None) -> dict[str, Any]:
     }
 
 
-def headline(
-    task: TaskKeys, state: State, spec: Spec | None, paint: Paint = _plain
-) -> Iterator[str]:
+def headline(task: Named, state: State, spec: Spec | None, paint: Paint = plain) -> Iterator[str]:
     """Write who the task is and how it stands."""
     name = f" ({printable(spec.name)})" if spec and spec.name else ""
     reason = f": {state.reason}" if state.reason else ""
@@ -91,11 +102,11 @@ def steps(records: Sequence[StepRecord]) -> Iterator[str]:
 
 
 def full(
-    task: TaskKeys,
+    task: Named,
     state: State,
     spec: Spec | None,
     refusals: Sequence[Refused] = (),
-    paint: Paint = _plain,
+    paint: Paint = plain,
 ) -> Iterator[str]:
     """Write all that `simagent show` shows; ``refusals`` are those of a task that waits."""
     yield from headline(task, state, spec, paint)

@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from simagent.api import Task
+from simagent.cli.opening import open_client
 from simagent.cli.progress import progress_bar
 from simagent.cli.text import columns, printable, put, say, size
-from simagent.client import Tasks
 from simagent.config import Config
-from simagent.domain.keys import TaskKeys
-from simagent.wiring import open_tasks
 
 _SHOWN = 20
 
@@ -17,19 +16,16 @@ def download_outputs(
     config: Config, task_id: str, patterns: Sequence[str], folder: Path | None
 ) -> None:
     """Fetch the outputs that match, and list them."""
-    client = open_tasks(config)
-    task = client.task(task_id)
-    for line in fetch(client, task, patterns, folder or Path(task_id)):
+    task = open_client(config).task(task_id)
+    for line in fetch(task, patterns, folder or Path(task_id)):
         put(line)
 
 
-def fetch(client: Tasks, task: TaskKeys, patterns: Sequence[str], folder: Path) -> Iterator[str]:
+def fetch(task: Task, patterns: Sequence[str], folder: Path) -> Iterator[str]:
     """Fetch outputs into a folder; give the lines that list them."""
-    output = client.state(task).output
-    total = output.bytes if output and not patterns else None
-    with progress_bar("outputs", total) as bar:
-        on_progress = bar.advance if bar is not None else None
-        paths = client.download(task, patterns, folder, on_progress=on_progress, on_skip=_skipped)
+    with progress_bar("outputs") as bar:
+        progress = bar.reach if bar is not None else False
+        paths = task.download(patterns, folder, progress=progress, on_skip=_skipped)
     files = sorted(path for path in paths if path.is_symlink() or not path.is_dir())
     yield f"{len(files)} outputs in {folder}:"
     yield from columns(

@@ -3,45 +3,39 @@
 import json
 import sys
 
+from simagent.cli.opening import open_client
 from simagent.cli.text import columns, moment, printable, put, say, size
-from simagent.client import TaskFiles
 from simagent.config import Config
 from simagent.domain.live import Item
-from simagent.wiring import open_tasks
 
 _MARKS = {"folder": "/", "link": "@", "fifo": "|", "socket": "="}
 
 
 def list_files(config: Config, task_id: str, path: str, *, timeout: float, as_json: bool) -> None:
     """Print what lies in a folder of a task."""
-    items, more = _files(config, task_id, timeout).list(path)
+    found = open_client(config).task(task_id).ls(path, timeout=timeout)
     if as_json:
         fields = {"name", "kind", "size", "mtime"}
-        entries = [item.model_dump(include=fields) for item in items]
+        entries = [item.model_dump(include=fields) for item in found]
         # In ASCII: names that are no UTF-8 cannot be written otherwise.
-        put(json.dumps({"path": path, "entries": entries, "more": more}, indent=2))
+        put(json.dumps({"path": path, "entries": entries, "more": found.more}, indent=2))
         return
-    for line in columns([_cells(item) for item in items]) if items else ():
+    for line in columns([_cells(item) for item in found]) if found else ():
         put(line)
-    if more:
-        say(f"{more} more are not listed")
+    if found.more:
+        say(f"{found.more} more are not listed")
 
 
 def tail_file(
     config: Config, task_id: str, path: str, *, lines: int, follow: bool, timeout: float
 ) -> None:
     """Print the end of a file as it is, with ``follow`` up to the end of the task."""
-    files = _files(config, task_id, timeout)
-    for data in files.tail(path, lines=lines, follow=follow):
+    task = open_client(config).task(task_id)
+    for data in task.follow(
+        path, lines, until_end=follow, timeout=timeout, on_note=lambda text: say(printable(text))
+    ):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-
-
-def _files(config: Config, task_id: str, timeout: float) -> TaskFiles:
-    client = open_tasks(config)
-    return client.files(
-        client.task(task_id), timeout=timeout, on_note=lambda text: say(printable(text))
-    )
 
 
 def _cells(item: Item) -> tuple[str, ...]:

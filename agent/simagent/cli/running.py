@@ -7,21 +7,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
+from simagent.api import ClientError, Spec, State, Task, UsageError
 from simagent.api.report import headline, steps, tail, timeline
 from simagent.api.specs import read_spec
 from simagent.cli.agentlog import to_file
 from simagent.cli.daemon import occupant
 from simagent.cli.downloading import fetch
 from simagent.cli.following import relay
-from simagent.cli.tasks import exit_code
+from simagent.cli.opening import open_client
+from simagent.cli.tasks import exit_code, send
 from simagent.cli.text import coloured, put, say
-from simagent.client import ClientError, Tasks, UsageError, whoami
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
-from simagent.domain.spec import Spec
-from simagent.domain.state import State
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_agent, open_launcher, open_runtimes, open_tasks
+from simagent.wiring import open_agent, open_launcher, open_runtimes
 from simagent.worker.capacity import asks_for_mpi, lacking, refusal
 from simagent.worker.identity import Occupant, StateFolderInUseError, alone_on, holder_of
 from simagent.worker.journal import Journals
@@ -37,20 +36,20 @@ def run_here(
     """Run a task to its end; tell the exit code that its outcome makes."""
     spec, base = read_spec(path, config)
     config = config.model_copy(update={"group": spec.group})
-    client = open_tasks(config)
+    client = open_client(config)
     client.check(spec, base=base, task_id=task_id)
     with ExitStack() as stack:
         agent = _take_place(config, spec, stack)
-        task = client.submit(spec, base=base, task_id=task_id, ring=agent is not None)
+        task = send(client, spec, base=base, task_id=task_id, ring=agent is not None)
         if agent is not None:
             say(f"task {task.id} is left to the {agent} that runs here, and followed")
-            state = _Run(client, task).elsewhere()
+            state = _Run(task).elsewhere()
         else:
             log = to_file(config, None if quiet else say)
             if not quiet:
                 say(f"task {task.id} runs here; the agent's own log: {log}")
-            state = _Run(client, task).here(config)
-    _sum_up(client, task, state, spec, output_dir, quiet=quiet)
+            state = _Run(task).here(config)
+    _sum_up(task, state, spec, output_dir, quiet=quiet)
     return exit_code(state)
 
 
@@ -112,28 +111,28 @@ class _Run:
     with the error it died of, and signals, which SimpleQueue.put may be called for at any moment.
     """
 
-    def __init__(self, client: Tasks, task: TaskKeys) -> None:
-        self._client = client
+    def __init__(self, task: Task) -> None:
         self._task = task
         self._happened: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
 
     def elsewhere(self) -> State:
         """Follow the task to its end, while another process runs it."""
         with self._signals():
-            self._start("agent", lambda: self._client.wait(self._task))
-            self._start("log", lambda: relay(self._client, self._task))
+            self._start("agent", lambda: self._task.wait(progress=False))
+            self._start("log", lambda: relay(self._task))
             self._watch("the agent that runs here ends it in its time")
-        return self._client.state(self._task)
+        return self._task.state
 
     def here(self, config: Config) -> State:
         """Run the task to its end, in a thread of this process. Raises what the agent died of."""
-        agent = open_agent(config, only=self._task)
-        left = [j for j in Journals(config.state_dir).all() if j.entry.keys != self._task]
+        keys = TaskKeys(self._task.project, self._task.id)
+        agent = open_agent(config, only=keys)
+        left = [j for j in Journals(config.state_dir).all() if j.entry.keys != keys]
         for journal in left:
             say(f"task {journal.entry.task}, left by an earlier agent, is finished beside this one")
         with self._signals():
             working = self._start("agent", agent.run)
-            self._start("log", lambda: relay(self._client, self._task))
+            self._start("log", lambda: relay(self._task))
             try:
                 self._watch("what runs is ended in its time, the next agent publishes the rest")
             finally:
@@ -142,7 +141,7 @@ class _Run:
         for journal in left:
             if journal.folder.exists():
                 say(f"task {journal.entry.task} runs on: the next agent or run here takes it up")
-        return self._client.state(self._task)
+        return self._task.state
 
     def _watch(self, who_goes_on: str) -> None:
         threads = {"agent", "log"}
@@ -157,7 +156,7 @@ class _Run:
                 say(f"the log cannot be followed ({error}); the task runs on")
             elif error is not None:
                 raise error
-            elif what == "agent" and not self._client.state(self._task).terminal:
+            elif what == "agent" and not self._task.state.terminal:
                 raise ClientError(f"the agent stopped before the end of task {self._task.id}")
 
     def _interrupted(self, times: int, who_goes_on: str) -> None:
@@ -165,7 +164,7 @@ class _Run:
             say(f"leaving: {who_goes_on}")
             raise KeyboardInterrupt
         say(f"task {self._task.id} is being killed, its outputs kept; Ctrl-C again leaves at once")
-        self._start("kill", lambda: self._client.kill(self._task, by=whoami()))
+        self._start("kill", self._task.kill)
 
     def _start(self, name: str, target: Callable[[], object]) -> threading.Thread:
         def run() -> None:
@@ -195,8 +194,7 @@ class _Run:
 
 
 def _sum_up(
-    client: Tasks,
-    task: TaskKeys,
+    task: Task,
     state: State,
     spec: Spec,
     output_dir: Path | None,
@@ -208,7 +206,7 @@ def _sum_up(
         lines += [*steps(state.attempts[-1].steps), *timeline(state.attempts[-1])]
     lines += tail(state)
     if state.output is not None and output_dir is not None:
-        lines += fetch(client, task, [], output_dir)
+        lines += fetch(task, [], output_dir)
     elif state.output is not None:
         project = "" if spec.project == "default" else f" --project {spec.project}"
         lines.append(f"outputs: simagent download {task.id}{project}")

@@ -1,44 +1,60 @@
 """Commands that act on tasks: submit, wait, kill, retry, delete, prune."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
+from simagent.api import Client, Spec, State, Status, Task, UsageError
 from simagent.api.report import describe, headline, tail
-from simagent.api.specs import read_spec
 from simagent.cli.following import relay
+from simagent.cli.opening import open_client
+from simagent.cli.progress import progress_bar
 from simagent.cli.text import coloured, put, put_json, say
-from simagent.client import UsageError, whoami
 from simagent.config import Config
-from simagent.domain.quantities import parse_duration
-from simagent.domain.state import State, Status
-from simagent.wiring import open_tasks
 
 
 def submit_task(config: Config, path: Path, *, follow: bool, task_id: str | None) -> int:
     """Submit a task; print its id, or follow it to its end."""
-    spec, base = read_spec(path, config)
-    client = open_tasks(config)
-    task = client.submit(spec, base=base, task_id=task_id)
+    task = send(open_client(config), path, task_id=task_id)
     if not follow:
         put(task.id)
         return 0
-    say(f"task {task.id} waits for an agent of group {spec.group}")
-    relay(client, task)
-    state = client.wait(task)
-    for line in (*headline(task, state, spec, coloured), *tail(state)):
+    say(f"task {task.id} waits for an agent of group {task.spec.group}")
+    relay(task)
+    state = task.wait(progress=False)
+    for line in (*headline(task, state, task.spec, coloured), *tail(state)):
         say(line)
     return exit_code(state)
 
 
+def send(
+    client: Client,
+    what: Path | Spec,
+    *,
+    base: Path | None = None,
+    task_id: str | None,
+    ring: bool = True,
+) -> Task:
+    """Submit a task, with a bar on a terminal while its inputs are sent."""
+    with progress_bar("inputs") as bar:
+        return client.submit(
+            what,
+            base=base,
+            task_id=task_id,
+            ring=ring,
+            on_progress=None if bar is None else lambda sent: bar.reach(sent, None),
+        )
+
+
 def wait_for(config: Config, task_ids: Sequence[str], *, as_json: bool) -> int:
     """Wait for each task; print how it ended."""
-    client = open_tasks(config)
+    client = open_client(config)
     ended = []
     for task in [client.task(task_id) for task_id in task_ids]:
-        state = client.wait(task)
+        state = task.wait()
         ended.append((task, state))
         if not as_json:
             put(" ".join(filter(None, (task.id, state.status, state.reason or ""))))
@@ -49,12 +65,11 @@ def wait_for(config: Config, task_ids: Sequence[str], *, as_json: bool) -> int:
 
 def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) -> None:
     """Ask for the end of tasks; print what came of it."""
-    within = None if grace is None else _duration("--grace", grace)
-    client = open_tasks(config)
-    by = whoami()
+    client = open_client(config)
     for task in [client.task(task_id) for task_id in task_ids]:
-        before = client.state(task)
-        state = client.kill(task, by=by, grace=within)
+        before = task.state
+        with _options():
+            state = task.kill(grace=grace)
         if before.terminal:
             put(f"{task.id} had ended before: {state.status}")
         elif state.terminal:
@@ -73,30 +88,29 @@ def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) ->
 
 def retry_task(config: Config, task_id: str) -> None:
     """Submit a task once more; print the new id."""
-    client = open_tasks(config)
-    put(client.retry(client.task(task_id)).id)
+    put(open_client(config).task(task_id).retry().id)
 
 
 def delete_tasks(config: Config, task_ids: Sequence[str]) -> None:
     """Delete tasks; print each."""
-    client = open_tasks(config)
+    client = open_client(config)
     for task in [client.task(task_id) for task_id in task_ids]:
-        client.delete(task)
+        task.delete()
         put(f"{task.id} deleted")
 
 
 def prune_tasks(config: Config, *, older_than: str, yes: bool) -> None:
     """Delete old tasks, once somebody has agreed."""
-    age = _duration("--older-than", older_than)
-    client = open_tasks(config)
+    with _options():
+        deleted = open_client(config).prune(older_than=older_than)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("--yes: nobody is here to be asked: add it to delete the tasks")
         if not typer.confirm(f"Delete all tasks that ended more than {older_than} ago?", err=True):
             return
     count = 0
-    for task in client.prune(older_than=age):
-        put(f"{task.id} deleted")
+    for task_id in deleted:
+        put(f"{task_id} deleted")
         count += 1
     say(f"{count} tasks deleted")
 
@@ -106,10 +120,11 @@ def exit_code(state: State) -> int:
     return 0 if state.status is Status.SUCCEEDED else 1
 
 
-def _duration(option: str, text: str) -> float:
+@contextmanager
+def _options() -> Iterator[None]:
+    """Name the option where a value of it is wrong."""
     try:
-        value = parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
-    assert isinstance(value, float)
-    return value
+        yield
+    except UsageError as error:
+        what, _, why = str(error).partition(": ")
+        raise UsageError(f"--{what.replace('_', '-')}: {why}") from None

@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from simagent.client.errors import ClientError
+from simagent.client.pace import LOCAL_POLLS, Polls
 from simagent.domain.keys import TaskKeys
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
@@ -41,8 +42,15 @@ def log_notice(text: str) -> None:
 class Calls:
     """Calls about the tasks that a ledger has. Safe between threads."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, notice: Notice = log_notice) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        notice: Notice = log_notice,
+        polls: Polls = LOCAL_POLLS,
+    ) -> None:
         self.ledger = ledger
+        self.polls = polls
         self.clock = clock
         self.notice = notice
         self._watch = _Watch(notice)
@@ -156,6 +164,6 @@ class _Watch:
                 late = [c for c in self._calls if (c.why or c.short) and now - c.begun >= _SILENCE]
             if late and now - self._told_at >= _REMIND:
                 self._told_at = now
-                why = late[0].why or "no answer yet"
+                why = late[0].why or "the store does not answer"
                 left = max(0.0, late[0].begun + PATIENCE - now)
-                self._notice(f"the store does not answer ({why}): tried for {left:.0f} s more")
+                self._notice(f"{why}: trying for {left:.0f} s more")

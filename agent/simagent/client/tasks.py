@@ -9,6 +9,8 @@ from simagent.client.errors import ClientError, UsageError
 from simagent.client.files import TaskFiles
 from simagent.client.following import Follower, LogPiece
 from simagent.client.listing import Listed, Listing
+from simagent.client.looking import Look, looks
+from simagent.client.pace import LOCAL_POLLS, Polls
 from simagent.client.removal import Removal
 from simagent.client.submission import Submission
 from simagent.domain import keys, mutations
@@ -45,8 +47,9 @@ class Tasks:
         *,
         project: str,
         notice: Notice = log_notice,
+        polls: Polls = LOCAL_POLLS,
     ) -> None:
-        self._calls = Calls(ledger, clock, notice)
+        self._calls = Calls(ledger, clock, notice, polls)
         self._ledger = ledger
         self._clock = clock
         self._project = project
@@ -140,6 +143,15 @@ class Tasks:
         """Wait for a task's end and give its last state."""
         *_, last = self.states(task)
         return last
+
+    def looks(
+        self, task: TaskKeys, *, within: float | None = None, line: bool = False
+    ) -> Iterator[Look]:
+        """Yield what is seen of a task, up to its end or for ``within`` seconds.
+
+        With ``line`` also what it printed last is looked for.
+        """
+        return looks(self._calls, task, within=within, line=line)
 
     def states(self, task: TaskKeys) -> Iterator[State]:
         """Yield a task's state now and whenever it has changed, up to the terminal one."""
