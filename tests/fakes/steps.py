@@ -1,9 +1,11 @@
 """What the tests of steps share: real processes, real folders."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +28,26 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
 def alive(pid: int) -> bool:
     process = shim.look(pid)
     return process is not None and process.state not in "ZX"
+
+
+def commands_of(task: str) -> list[int]:
+    """List the processes of a task's commands."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"SIMAGENT_TASK_ID={task}".encode() in environ:
+            found.append(int(folder.name))
+    return found
+
+
+def end_commands(task: str) -> None:
+    """End a task's commands as if their machine went away."""
+    for pid in commands_of(task):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass

@@ -97,6 +97,7 @@ def test_nothing_of_the_agents_environment_gets_in(
         "OMP_NUM_THREADS": "1",
         "SIMAGENT_TASK_ID": task.id,
         "SIMAGENT_EPOCH": "1",
+        "SIMAGENT_RESTART": "0",
     }
     assert plan.sandbox is not None
     assert plan.sandbox.network == "none"

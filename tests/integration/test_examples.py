@@ -6,9 +6,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from fakes.rig import Rig, kill9
+from fakes.steps import end_commands
+from simagent.domain.spec import Spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sysconfig.get_path("scripts")
@@ -77,3 +82,33 @@ def test_the_parallel_solution_is_the_serial_one(tmp_path: Path) -> None:
     assert error is not None
     assert float(error[1]) <= 1e-12
     assert find(results, "heat.npy").stat().st_size > 256 * 256 * 8
+
+
+@needs_simulators
+def test_a_lost_simulation_goes_on_and_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", PATH)
+    folder, rig = EXAMPLES / "restart-melt", Rig(tmp_path)
+    spec = Spec.model_validate(tomllib.loads((folder / "task.toml").read_text()))
+    task = rig.client.submit(spec, base=folder)
+    first = rig.process("first")
+    rig.until(lambda: rig.client.state(task).checkpoint, 60)
+    kill9(first)
+    end_commands(task.id)
+    second = rig.process("second")
+    state = rig.finish(task, 90)
+    second.terminate()
+    assert second.wait(20) == 0
+    assert (state.status, state.epoch) == ("succeeded", 2)
+    assert re.search(rb"attempt 2 starts from melt\.\d+\.restart\n", rig.log(task))
+    rig.client.download(task, [], tmp_path / "results")
+
+    shutil.copytree(folder, tmp_path / "whole")
+    told = {"SIMAGENT_EPOCH": "1", "SIMAGENT_RESTART": "0"}
+    whole = ["sh", "run.sh"]
+    subprocess.run(
+        whole, cwd=tmp_path / "whole", env=os.environ | told, check=True, capture_output=True
+    )
+    data = (tmp_path / "whole" / "melt.data").read_bytes()
+    assert (tmp_path / "results" / "melt.data").read_bytes() == data

@@ -236,6 +236,7 @@ def test_ids_that_cannot_stand_in_a_key(id_: str) -> None:
         ({"resources": {"cpus": 0}}, "resources.cpus"),
         ({"resources": {"gpus": -1}}, "resources.gpus"),
         ({"checkpoint": {"paths": []}}, "checkpoint.paths"),
+        ({"checkpoint": {"paths": ["a"], "every": 0}}, "checkpoint.every"),
         ({"tags": {"a/b": "x"}}, "tags"),
         ({"format": 0}, "format"),
     ],
@@ -378,13 +379,13 @@ def test_what_everybody_uses_is_honoured() -> None:
         time_limit="1h",
         on_partition="stop",
         on_preempt="fail",
+        checkpoint={"paths": ["x"], "every": 10},
         tags={"a": "b"},
     )
     assert list(unsupported(used)) == []
 
 
 PLANNED: list[tuple[str, object]] = [
-    ("checkpoint", {"paths": ["x"]}),
     ("watches", [{"name": "w"}]),
     ("progress", "x"),
     ("priority", 1),
@@ -406,8 +407,8 @@ def test_what_is_not_honoured_is_refused_by_name(field: str, value: object) -> N
 
 
 def test_what_is_not_honoured_within_a_part_is_refused_by_name() -> None:
-    (line,) = unsupported(spec(outputs={"layout": "files"}))
-    assert line.startswith("outputs.layout: ")
+    (line,) = unsupported(spec(checkpoint={"paths": ["x"], "signal": "SIGUSR1"}))
+    assert line.startswith("checkpoint.signal: ")
     for name in ("gpus", "shm"):
         (line,) = unsupported(spec(resources={"cpus": 1, "memory": 1, "disk": 1, name: 1}))
         assert line.startswith(f"resources.{name}: ")
@@ -477,7 +478,7 @@ def test_every_field_is_either_honoured_or_refused() -> None:
         "project",
         "tags",
     }
-    partly = {"commands", "outputs", "network"}
+    partly = {"commands", "outputs", "network", "checkpoint"}
     assert refused - partly == set(Spec.model_fields) - honoured - partly
 
 

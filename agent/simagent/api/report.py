@@ -126,6 +126,12 @@ def full(
     if state.attempts:
         yield from timeline(state.attempts[-1])
         yield from steps(state.attempts[-1].steps)
+    if state.checkpoint:
+        kept = state.checkpoint
+        yield (
+            f"checkpoint: {kept.files} files, {size(kept.bytes)}, "
+            f"of attempt {kept.epoch} at {moment(kept.at)}"
+        )
     if state.output:
         out = state.output
         yield f"outputs: {out.files} files, {size(out.bytes)} ({size(out.archive_bytes)} packed)"
@@ -148,6 +154,10 @@ def _attempts(state: State) -> Iterator[str]:
     yield "attempts:"
     for attempt, row in zip(state.attempts, columns(rows), strict=True):
         yield row
+        if attempt.restart is not None:
+            yield f"     goes on from the checkpoint of attempt {attempt.restart}"
+        if attempt.note:
+            yield f"     {printable(attempt.note)}"
         if attempt.message not in state.message:
             yield from (f"     {line}" for line in printable(attempt.message).splitlines())
 

@@ -38,6 +38,26 @@ class Event(StrEnum):
     )
     STEP_STARTED = "step_started", "A command was started.", "task epoch step argv"
     STEP_ENDED = "step_ended", "A command ended.", "task epoch step exit_code signal seconds"
+    CHECKPOINT_KEPT = (
+        "checkpoint_kept",
+        "Files from which a later attempt goes on are stored.",
+        "task epoch files bytes seconds",
+    )
+    CHECKPOINT_MISSED = (
+        "checkpoint_missed",
+        "No checkpoint could be stored; the last one stands.",
+        "task epoch error",
+    )
+    CHECKPOINT_LAID = (
+        "checkpoint_laid",
+        "An attempt goes on from the checkpoint of an earlier one.",
+        "task epoch of files bytes",
+    )
+    CHECKPOINT_LOST = (
+        "checkpoint_lost",
+        "A checkpoint cannot be used: the task starts from its inputs.",
+        "task epoch error",
+    )
     TASK_STOPPING = "task_stopping", "The running command is told to end.", "task epoch why"
     TASK_FINALIZING = "task_finalizing", "The outcome is fixed.", "task epoch outcome reason"
     TASK_PUBLISHED = "task_published", "The task has ended.", "task epoch status"

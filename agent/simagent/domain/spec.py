@@ -190,7 +190,7 @@ class Checkpoint(Part):
     """What a later attempt needs to go on where this one stopped."""
 
     paths: tuple[RelativePath, ...] = Field(min_length=1, description="Globs of the files.")
-    every: Seconds | None = Field(None, description="Seconds between uploads.")
+    every: Annotated[Seconds, Field(gt=0)] = Field(600.0, description="Seconds between uploads.")
     signal: str | None = Field(None, description="Signal that makes the simulator write one.")
 
 

@@ -6,7 +6,6 @@ from simagent.domain.images import ImageKind
 from simagent.domain.spec import Spec
 
 _PLANNED = (
-    "checkpoint",
     "watches",
     "progress",
     "priority",
@@ -26,8 +25,8 @@ def unsupported(spec: Spec) -> Iterator[str]:
         if getattr(spec, name) != Spec.model_fields[name].get_default(call_default_factory=True):
             yield f"{name}: unsupported by this version: remove it"
     yield from _in_containers(spec) if spec.image is not None else _on_the_host(spec)
-    if spec.outputs.layout != "archive":
-        yield f"outputs.layout: {spec.outputs.layout} is unsupported by this version: use archive"
+    if spec.checkpoint is not None and spec.checkpoint.signal is not None:
+        yield "checkpoint.signal: unsupported by this version: remove it"
     for number, command in enumerate(spec.commands):
         for name in _PLANNED_MPI:
             if command.mpi is not None and getattr(command.mpi, name) is not None:

@@ -14,6 +14,7 @@ from simagent.ports.images import ImageError
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
+from simagent.worker.checkpoints import Checkpoints
 from simagent.worker.context import Context
 from simagent.worker.control import Control
 from simagent.worker.disk import is_no_space
@@ -86,6 +87,12 @@ class AttemptRun:
             progress=self._attempt,
             stop_after=self._stop_after(),
         )
+        self._checkpoint = state.checkpoint
+        self._checkpoints = (
+            Checkpoints(ctx, spec, journal, self.orders, state.checkpoint)
+            if spec.checkpoint is not None
+            else None
+        )
         if state.kill is not None:
             self.orders.ask_kill(state.kill)
 
@@ -137,12 +144,16 @@ class AttemptRun:
             self._threads.start(f"control {self.task.id}", control.run),
             self._threads.start(f"disk {self.task.id}", disk.run),
         ]
+        if self._checkpoints is not None:
+            self._checkpoints.start(self._threads)
         self._telemetry.start()
         try:
             yield
         finally:
             control.stop()
             disk.stop()
+            if self._checkpoints is not None:
+                self._checkpoints.stop(0.0)
             self._lease.stop()
             self._telemetry.stop(0.0, final=False)
             for thread in threads:
@@ -180,7 +191,14 @@ class AttemptRun:
         try:
             fetch_image(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
             if not self._journal.entry.prepared:
-                prepare(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
+                prepare(
+                    self._ctx,
+                    self._spec,
+                    self._journal,
+                    self.orders,
+                    timeline=self._timeline,
+                    checkpoint=self._checkpoint,
+                )
             if not self.orders.to_end:
                 self._holding.start_running()
                 self._changed()
@@ -203,7 +221,8 @@ class AttemptRun:
         self._telemetry.stop(_FLUSH_SECONDS)
         ended = self._ctx.clock.wall()
         attempt = self._attempt().with_(reason=reason, message=message, ended=ended)
-        return self._holding.give_back(self._spec, attempt)
+        kept = self._checkpoints.last(self._steps.left) if self._checkpoints is not None else None
+        return self._holding.give_back(self._spec, attempt, kept)
 
     def _finalize(self, ending: Ending) -> None:
         """Fix the outcome, publish the outputs, end the task; each step may be repeated."""
@@ -211,6 +230,8 @@ class AttemptRun:
         tail = "" if ending.outcome is Status.SUCCEEDED else stderr_tail(self._journal)
         self._holding.fix(ending, attempt, tail)
         self._make_way()
+        if self._checkpoints is not None:
+            self._checkpoints.stop(_FLUSH_SECONDS)
         if not self._telemetry.stop(_FLUSH_SECONDS):
             self._ship_rest()
         output, attempt = self._publish(attempt)

@@ -14,7 +14,7 @@ from simagent.domain.events import Event
 from simagent.domain.mutations import SupersededError, is_mine
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
-from simagent.domain.state import Attempt, Output, State, Status
+from simagent.domain.state import Attempt, Checkpoint, Output, State, Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import QueueError
 from simagent.ports.retry import InterruptedRetryError, retrying
@@ -27,6 +27,7 @@ from simagent.ports.store import (
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal
+from simagent.worker.laying import forget_checkpoints
 from simagent.worker.orders import Detached, LeaseLost, Orders
 from simagent.worker.steps import Ending
 
@@ -80,6 +81,8 @@ class Holding:
         if attempt not in state.attempts:
             raise LeaseLost("the terminal state does not show this attempt")
         self._log(Event.TASK_PUBLISHED, status=state.status.value)
+        if state.status is Status.SUCCEEDED:
+            self.persist(partial(forget_checkpoints, self._ctx, self._journal))
         group = self._journal.entry.group
         self.persist(partial(self._ctx.ledger.remove_marker, group, self._task))
         try:
@@ -88,15 +91,20 @@ class Holding:
             log.debug("bell not deleted", task=self._task.id, error=str(error))
         self.persist(self._journal.remove)
 
-    def give_back(self, spec: Spec, attempt: Attempt) -> Ending | None:
-        """Give the task back for another attempt; where it has to end instead, say how."""
+    def give_back(
+        self, spec: Spec, attempt: Attempt, checkpoint: Checkpoint | None = None
+    ) -> Ending | None:
+        """Give the task back for another attempt; where it has to end instead, say how.
+
+        The next attempt goes on from the ``checkpoint``, or without one from the task's last.
+        """
         assert attempt.reason is not None
         requeue = partial(
             mutations.requeue,
             me=self._me,
             spec=spec,
             attempt=attempt,
-            checkpoint=None,
+            checkpoint=checkpoint,
             bell_at=self._ctx.clock.wall(),
         )
         try:

@@ -113,6 +113,11 @@ class Journal:
         return self.folder / "inputs.json"
 
     @property
+    def kept(self) -> Path:
+        """The snapshot of the files of the last checkpoint; its age is theirs."""
+        return self.folder / "checkpoint.json"
+
+    @property
     def tmp(self) -> Path:
         """What containers see as /tmp."""
         return self.folder / "tmp"

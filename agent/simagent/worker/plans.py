@@ -44,7 +44,11 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPl
 
 def _env(spec: Spec, command: Command, journal: Journal) -> dict[str, str]:
     entry = journal.entry
-    own = {"SIMAGENT_TASK_ID": entry.task, "SIMAGENT_EPOCH": str(entry.epoch)}
+    own = {
+        "SIMAGENT_TASK_ID": entry.task,
+        "SIMAGENT_EPOCH": str(entry.epoch),
+        "SIMAGENT_RESTART": "0" if entry.attempt.restart is None else "1",
+    }
     return {**spec.env, **command.env, **own}
 
 

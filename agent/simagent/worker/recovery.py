@@ -8,7 +8,7 @@ import structlog
 from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
-from simagent.domain.state import State
+from simagent.domain.state import State, Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import QueueError
 from simagent.ports.runtime import RuntimeFailedError, StepPlan
@@ -17,6 +17,7 @@ from simagent.worker.bells import BellKeeper
 from simagent.worker.claim import settle_intent
 from simagent.worker.context import Context
 from simagent.worker.journal import Journal, steps_folder
+from simagent.worker.laying import forget_checkpoints
 
 _GRACE = 5.0
 _WAIT = 20.0
@@ -56,6 +57,8 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
     except NotFoundError:
         state = None
     if state is None or (state.terminal and state.epoch == entry.epoch):
+        if state is not None and state.status is Status.SUCCEEDED:
+            forget_checkpoints(ctx, journal)
         ctx.ledger.remove_marker(entry.group, entry.keys)
         bell = BellKeeper(ctx.queue, ctx.clock, ctx.times, entry.keys, entry.receipt)
         try:

@@ -20,6 +20,7 @@ from simagent.ports.runtime import (
     StepPlan,
 )
 from simagent.telemetry.spool import allot
+from simagent.transfer.checkpoint import file_clock
 from simagent.worker.context import Context
 from simagent.worker.diskwatch import shortage
 from simagent.worker.journal import Journal
@@ -30,6 +31,8 @@ _STOP_MARGIN = 15.0
 _LAST_WORDS = 1 << 16
 _HASTY_GRACE = 5.0
 _LOOK_AGAIN = 1.0
+# What shells and launchers exit with whose programs were ended by SIGTERM or SIGKILL.
+_OF_SIGNALS = (9, 15, 128 + 9, 128 + 15)
 _LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 
 log = structlog.get_logger()
@@ -42,6 +45,18 @@ class Ending:
     outcome: Status
     reason: Reason | None = None
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How a command ended, for who has to judge its files.
+
+    ``by_itself``: it exited, as one does that has seen to them. ``told_at`` is when it was told
+    to, by `simagent.transfer.checkpoint.file_clock`; 0 where it was not, or that is not known.
+    """
+
+    by_itself: bool
+    told_at: int
 
 
 class StepLostError(Exception):
@@ -65,6 +80,9 @@ class StepRunner:
         self._runtime = runtime
         self._step: Step | None = None
         self._stopping: Reason | None = None
+        self._told_at = 0
+        self.left: Left | None = None
+        """How the last command ended; None where none did, or nobody knows how."""
         self.records: tuple[StepRecord, ...] = ()
 
     def pids(self) -> list[int]:
@@ -109,11 +127,13 @@ class StepRunner:
                 raise StepLostError(error.reason, f"commands[{number}]: {error}") from error
             return Ending(Status.FAILED, error.reason, f"commands[{number}]: {error}")
         self._log(Event.STEP_STARTED, step=number, argv=plan.argv)
-        self._step = step
+        self._step, self.left = step, None
         try:
             exit_ = self._wait(step)
         finally:
             self._step = None
+        if exit_.reason not in _LOST:
+            self._leave_behind(exit_)
         self._record(number, plan, exit_)
         self._log(
             Event.STEP_ENDED,
@@ -199,9 +219,16 @@ class StepRunner:
         self._stop(step, grace, order.reason)
         deadline = self._ctx.clock.now() + grace + _STOP_MARGIN
         while (left := deadline - self._ctx.clock.now()) > 0:
-            if step.wait(left) is not None:
+            exit_ = step.wait(left)
+            if exit_ is not None:
+                self._leave_behind(exit_)
                 break
         raise order
+
+    def _leave_behind(self, exit_: StepExit) -> None:
+        code = exit_.exit_code
+        by_itself = exit_.signal is None and code is not None and code not in _OF_SIGNALS
+        self.left = Left(by_itself, self._told_at)
 
     def _stop(self, step: Step, grace: float, why: Reason) -> None:
         """Tell the step to end; first write down why, for an agent that only sees it ended."""
@@ -211,6 +238,7 @@ class StepRunner:
         except OSError as error:
             log.warning("not written down", task=self._journal.entry.task, error=str(error))
         self._log(Event.TASK_STOPPING, why=why.value)
+        self._told_at = self._told_at or file_clock()
         step.stop(grace)
 
     def _log(self, event: Event, **fields: object) -> None:
