@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,20 +15,26 @@ from simagent.wiring import open_tasks
 STARTUP_SECONDS = 30.0
 
 
-def config(folder: Path, name: str = "state") -> Config:
+Engines = Mapping[str, str]
+"""Settings that name the queue and the store, where they are not a file and a folder."""
+
+
+def config(folder: Path, name: str = "state", engines: Engines | None = None) -> Config:
     """Make a configuration whose queue and store all agents beneath ``folder`` share."""
-    return load_config(
-        None,
-        state_dir=folder / name,
-        queue=f"sqlite://{folder}/queue.db",
-        store=f"file://{folder}/store",
-    )
+    return load_config(None, state_dir=folder / name, **(engines or _embedded(folder)))
+
+
+def _embedded(folder: Path) -> Engines:
+    return {"queue": f"sqlite://{folder}/queue.db", "store": f"file://{folder}/store"}
 
 
 @contextmanager
-def agents(folder: Path, count: int = 1, *options: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+def agents(
+    folder: Path, count: int = 1, *options: str, engines: Engines | None = None
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run agents, and end them afterwards."""
-    processes = [_start(config(folder, f"state-{n}"), *options) for n in range(count)]
+    settings = engines or _embedded(folder)
+    processes = [_start(folder / f"state-{n}", settings, *options) for n in range(count)]
     try:
         yield processes
     finally:
@@ -38,9 +44,9 @@ def agents(folder: Path, count: int = 1, *options: str) -> Iterator[list[subproc
             process.wait(30)
 
 
-def client(folder: Path) -> Tasks:
+def client(folder: Path, engines: Engines | None = None) -> Tasks:
     """Make a client of the same queue and store."""
-    return open_tasks(config(folder))
+    return open_tasks(config(folder, engines=engines))
 
 
 def task(command: str, **fields: object) -> Spec:
@@ -48,11 +54,11 @@ def task(command: str, **fields: object) -> Spec:
     return Spec.model_validate({"commands": [command], **fields})
 
 
-def _start(config: Config, *options: str) -> subprocess.Popen[bytes]:
+def _start(state_dir: Path, settings: Engines, *options: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {
-        "SIMAGENT_STATE_DIR": str(config.state_dir),
-        "SIMAGENT_QUEUE": config.queue_url,
-        "SIMAGENT_STORE": config.store_url,
+        "SIMAGENT_STATE_DIR": str(state_dir),
+        "SIMAGENT_ALLOW_PROCESS": "true",
         "SIMAGENT_LOG_LEVEL": "warning",
+        **{f"SIMAGENT_{name.upper()}": value for name, value in settings.items()},
     }
     return subprocess.Popen([sys.executable, "-m", "simagent", "agent", *options], env=environment)

@@ -155,11 +155,12 @@ def open_agent(
 
 def open_context(config: Config) -> "Context":
     """Make all that the agent works with."""
-    from simagent.telemetry.pump import LOCAL_PACE
+    from simagent.telemetry.pump import LOCAL_PACE, REMOTE_PACE
     from simagent.transfer.unpack import Limits
     from simagent.worker.caretaker import ImageMarks
     from simagent.worker.containers import slot_users, task_user
     from simagent.worker.context import Context, Settings
+    from simagent.worker.control import LOCAL_LOOKS, REMOTE_LOOKS
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
 
@@ -175,7 +176,10 @@ def open_context(config: Config) -> "Context":
         pass_env=config.pass_env,
         orphan_limit=config.orphan_limit,
         pack_threads=config.pack_threads or len(os.sched_getaffinity(0)),
-        pace=replace(LOCAL_PACE, sample=config.sample_every),
+        looks=REMOTE_LOOKS if config.store_charges else LOCAL_LOOKS,
+        pace=replace(
+            REMOTE_PACE if config.store_charges else LOCAL_PACE, sample=config.sample_every
+        ),
         inputs=Limits(max_bytes=config.max_input_bytes, max_files=config.max_input_files),
         max_processes=config.max_processes or None,
         max_file_bytes=config.max_file_bytes or None,

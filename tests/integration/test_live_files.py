@@ -12,8 +12,10 @@ import pytest
 
 from fakes.rig import Rig, kill9
 from simagent.client import ClientError, UsageError
+from simagent.client.attention import Attention
 from simagent.domain.keys import TaskKeys
 from simagent.engines import open_store
+from simagent.ports.clock import SystemClock
 from simagent.worker.orders import Detached, Preempted
 
 
@@ -276,6 +278,7 @@ def test_a_request_that_cannot_be_served_does_not_hurt_the_task(rig: Rig, worker
         worker.do("pass")
         for name, data in {"R1": b"\xff", "R2": b"{}", "a b": b"null", "R3/deep": b"{}"}.items():
             store.put(task.request(name), data)
+        Attention(store, SystemClock(), task).call()
         rig.until(lambda: len([k for k in requests(rig, task) if k.endswith(".answer")]) >= 3)
         assert names(rig, task) == []
         worker.stop.touch()

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+from simagent.client.attention import Attention
 from simagent.client.calls import Calls
 from simagent.client.errors import ClientError
 from simagent.domain.ids import new_id
@@ -9,9 +10,6 @@ from simagent.domain.keys import TaskKeys
 from simagent.domain.live import Answer, Request, parse_answer
 from simagent.domain.state import HELD
 from simagent.ports.store import NotFoundError, StoreError
-
-_FIRST_POLL, _LONGEST_POLL = 0.02, 0.2
-_STATE_EVERY = 0.5
 
 
 class NoAnswerError(ClientError):
@@ -27,6 +25,8 @@ class Asker:
         self._retry = calls.retried
         self._task = task
         self._timeout = timeout
+        self._polls = calls.polls
+        self._attention = Attention(calls.ledger.store, calls.clock, task)
 
     def ask(self, request: Request) -> tuple[Answer, bytes] | None:
         """Ask, and wait for the answer; None where nobody holds the task any more.
@@ -37,6 +37,7 @@ class Asker:
         asked, answer = self._task.request(name), self._task.answer(name)
         try:
             self._retry(lambda: store.put(asked, request.encode()))
+            self._retry(self._attention.call)
             data = self._wait(answer, self._clock.now() + request.wait + self._timeout)
         finally:
             for key in (asked, answer):
@@ -50,13 +51,13 @@ class Asker:
             raise ClientError(f"the agent's answer cannot be read: {error}") from None
 
     def _wait(self, answer: str, deadline: float) -> bytes | None:
-        pause, state_at = _FIRST_POLL, self._clock.now() + _STATE_EVERY
+        pause, state_at = self._polls.first, self._clock.now() + self._polls.holder
         while True:
             with suppress(NotFoundError):
                 return self._retry(lambda: self._ledger.store.get(answer)).data
             now = self._clock.now()
             if now >= state_at:
-                state_at = now + _STATE_EVERY
+                state_at = now + self._polls.holder
                 if self._retry(lambda: self._ledger.state(self._task)).status not in HELD:
                     return None
             if now >= deadline:
@@ -65,4 +66,5 @@ class Asker:
                     f"{self._task.id} may be down or cut off (`simagent show` names it)"
                 )
             self._clock.wait(min(pause, deadline - now))
-            pause = min(_LONGEST_POLL, pause * 1.5)
+            self._attention.keep()
+            pause = min(self._polls.answer, pause * 1.5)

@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from simagent.client.attention import Attention
 from simagent.client.calls import Calls
 from simagent.domain.keys import STREAMS, Stream, TaskKeys
-from simagent.domain.state import State
+from simagent.domain.state import HELD, State
 from simagent.telemetry.log_reader import read_log
-
-_FIRST_POLL, _LONGEST_POLL = 0.02, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +27,21 @@ class Follower:
         self._clock = calls.clock
         self._retry = calls.retried
         self._task = task
-        self._poll = _FIRST_POLL
+        self._polls = calls.polls
+        self._poll = calls.polls.first
 
     def states(self) -> Iterator[State]:
         """Yield the state now and whenever it has changed, up to the terminal one."""
-        shown = ""
+        shown: str | None = None
         while True:
             state = self._state()
-            if state.write_id != shown or not shown:
+            if state.write_id != shown:
                 shown = state.write_id
-                self._poll = _FIRST_POLL
+                self._poll = self._polls.first
                 yield state
             if state.terminal:
                 return
-            self._pause()
+            self._pause(self._polls.state)
 
     def logs(
         self, streams: Sequence[Stream] = STREAMS, *, follow: bool = True
@@ -49,14 +49,17 @@ class Follower:
         """Yield the logs as they come, up to the end of the task.
 
         When another attempt begins, its logs follow from their start. Without ``follow`` it ends
-        where the logs end now.
+        where the logs end now. With it the agent is told that somebody reads along.
         """
+        attention = Attention(self._ledger.store, self._clock, self._task)
         epoch = 0
         positions: dict[Stream, int] = {}
         while True:
             state = self._state()
             if state.epoch != epoch:
                 epoch, positions = state.epoch, dict.fromkeys(streams, 0)
+            if follow and state.status in HELD:
+                attention.keep()
             progress = False
             ended = state.terminal or not follow
             for stream, start in positions.items():
@@ -66,8 +69,8 @@ class Follower:
                     yield LogPiece(epoch, stream, data)
             if ended:
                 return
-            self._poll = _FIRST_POLL if progress else self._poll
-            self._pause()
+            self._poll = self._polls.first if progress else self._poll
+            self._pause(self._polls.log)
 
     def _read(self, epoch: int, stream: Stream, start: int, *, final: bool) -> Iterator[bytes]:
         keys = self._task.attempt(epoch)
@@ -76,6 +79,6 @@ class Follower:
     def _state(self) -> State:
         return self._retry(lambda: self._ledger.state(self._task))
 
-    def _pause(self) -> None:
+    def _pause(self, longest: float) -> None:
         self._clock.wait(self._poll)
-        self._poll = min(_LONGEST_POLL, self._poll * 1.5)
+        self._poll = min(longest, self._poll * 1.5)

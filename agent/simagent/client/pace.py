@@ -18,7 +18,7 @@ class Polls:
     holder: float
 
 
-REMOTE_POLLS = Polls(first=0.25, log=1.0, state=2.0, answer=0.5, holder=3.0)
+REMOTE_POLLS = Polls(first=0.5, log=1.0, state=2.0, answer=0.5, holder=3.0)
 """For a store that charges for every look."""
 LOCAL_POLLS = Polls(first=0.02, log=0.25, state=0.25, answer=0.2, holder=0.5)
 """For a store on this machine."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from simagent.client.attention import call_quietly
 from simagent.client.calls import Calls, Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.files import TaskFiles
@@ -175,6 +176,8 @@ class Tasks:
         state = self._calls.found(task, lambda: self._ledger.change(task, wish))
         if state.terminal:
             self._calls.remove_marker(task)
+        else:
+            call_quietly(self._ledger.store, self._clock, task)
         return state
 
     def list(self) -> Iterator[Listed]:

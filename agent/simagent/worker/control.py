@@ -96,10 +96,6 @@ class Control:
             version = self._ledger.store.get(self._task.control).etag
         except NotFoundError:
             version = None
-        if self._looks.every < 1.0:  # cheap: look at everything, each time
-            self._look_for_kill()
-            self._live.serve()
-            return
         if version in (None, self._seen):
             self._live.serve(anew=False)
             return
