@@ -90,7 +90,7 @@ def _state_dir(config: Config) -> Iterator[Check]:
 
 
 def _store(config: Config) -> Iterator[Check]:
-    key = f"doctor/{secrets.token_hex(8)}"
+    key = f"checks/{secrets.token_hex(8)}"
     try:
         store = open_store(config, prove=True)
         etag = store.put(key, b"1", if_absent=True)
@@ -98,7 +98,7 @@ def _store(config: Config) -> Iterator[Check]:
         works = store.get(key).data == b"2"
         store.delete(key)
     except (StoreError, OSError) as error:
-        yield Check("store", "missing", f"{config.store_url}: {error}", "name another with --store")
+        yield _failed("store", config.store_url, error)
         return
     verdict: Literal["ok", "missing"] = "ok" if works else "missing"
     yield Check("store", verdict, f"{config.store_url}: compare-and-swap tried")
@@ -108,9 +108,15 @@ def _queue(config: Config) -> Iterator[Check]:
     try:
         found = try_queue(config)
     except (QueueError, OSError) as error:
-        yield Check("queue", "missing", f"{config.queue_url}: {error}", "name another with --queue")
+        yield _failed("queue", config.queue_url, error)
         return
     yield Check("queue", "ok", f"{config.queue_url}: {found}")
+
+
+def _failed(name: str, url: str, error: Exception) -> Check:
+    if url.startswith(("s3:", "sqs:")):  # the error says where, and what to do
+        return Check(name, "missing", str(error))
+    return Check(name, "missing", f"{url}: {error}", f"name another with --{name}")
 
 
 def _mpi(config: Config) -> Iterator[Check]:
@@ -131,6 +137,20 @@ def _isolation(config: Config) -> Iterator[Check]:
         yield Check("isolation", "note", text)
     uid, gid = task_user(config.task_uid)
     yield Check("containers", "ok", f"images run as uid {uid}, gid {gid}, without privileges")
+
+
+def _credentials(config: Config) -> Iterator[Check]:
+    if config.embedded:
+        return
+    text = "no task gets those of the agent: neither its variables nor its files"
+    if config.process_allowed:
+        text = (
+            "programs of tasks run as this user: they can read its ~/.aws, and ask the machine's "
+            "metadata service for the role that the agent has"
+        )
+    verdict: Literal["ok", "note"] = "note" if config.process_allowed else "ok"
+    fix = "allow_process = false, and tasks with images" if config.process_allowed else ""
+    yield Check("credentials", verdict, text, fix)
 
 
 def _runtimes(config: Config) -> Iterator[Check]:
@@ -195,6 +215,7 @@ _CHECKS: tuple[Callable[[Config], Iterator[Check]], ...] = (
     _queue,
     _mpi,
     _isolation,
+    _credentials,
     _runtimes,
     _limits,
     _clock,

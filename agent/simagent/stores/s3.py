@@ -84,6 +84,10 @@ class S3Store:
         except NotFoundError:
             self._check_bucket()
             raise
+        except StoreRefusedError:
+            # An answer to HEAD has no body that would say why: credentials may have expired.
+            self._calls.once("get_object", name, Range="bytes=0-0")["Body"].close()
+            raise
         return Entry(key, answer["ContentLength"], answer["ETag"])
 
     @contextmanager

@@ -31,6 +31,7 @@ _FAILURES = (
     ResponseParserError,
     urllib3.exceptions.HTTPError,
 )
+_SETTINGS = ("create_bucket", "put_bucket", "put_public")
 _PROOF = {
     "complete_multipart_upload": "ETag",
     "create_multipart_upload": "UploadId",
@@ -164,8 +165,12 @@ def _is_foreign(operation: str, answer: Mapping[str, Any]) -> bool:
     """Tell whether a good answer is not S3's, as where a network answers with its log-in page."""
     if operation in _PROOF:
         return _PROOF[operation] not in answer
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get("content-type", "")).startswith("text/html")
+    if operation.startswith(_SETTINGS):
+        return False  # servers label these as they like; other calls are made before and after
+    told = answer.get("ResponseMetadata", {})
+    if told.get("HTTPStatusCode") == 204:
+        return False  # no page at all, whatever it would have been
+    return str(told.get("HTTPHeaders", {}).get("content-type", "")).startswith("text/html")
 
 
 def crc32(data: bytes) -> str:
