@@ -10,11 +10,11 @@ from fakes.s3 import Bucket, make_store
 
 pytestmark = pytest.mark.timeout(300)
 
-WRITERS = 16
+WRITERS = 8
 
 
-def test_each_new_object_has_one_winner_of_many(bucket: Bucket) -> None:
-    opener = partial(make_store, bucket)
+def test_each_new_object_has_one_winner_of_many(any_bucket: Bucket) -> None:
+    opener = partial(make_store, any_bucket)
     wanted = [f"race/{number:03d}" for number in range(100)]
     names = [f"w{number}" for number in range(WRITERS)]
     won = together(*(Actor(create, opener, wanted, name) for name in names))
@@ -24,8 +24,8 @@ def test_each_new_object_has_one_winner_of_many(bucket: Bucket) -> None:
     assert written == {key: name for name, mine in zip(names, won, strict=True) for key in mine}
 
 
-def test_no_change_of_many_writers_is_lost(bucket: Bucket) -> None:
-    opener = partial(make_store, bucket)
+def test_no_change_of_many_writers_is_lost(any_bucket: Bucket) -> None:
+    opener = partial(make_store, any_bucket)
     opener().put("n", b"0")
     together(*(Actor(increment, opener, "n", 10) for _ in range(WRITERS)))
     assert json.loads(opener().get("n").data) == 10 * WRITERS
