@@ -28,7 +28,8 @@ from simagent.transfer.download import once
 from simagent.transfer.errors import InputMissingError, InputRejectedError
 from simagent.transfer.fetch import Sources, fetch_inputs
 from simagent.transfer.http import HttpLimits, download_url
-from simagent.transfer.outputs import EMPTY, select, upload_outputs
+from simagent.transfer.outputs import EMPTY, select
+from simagent.transfer.publishing import upload_outputs
 from simagent.transfer.unpack import Limits
 
 KEYS = TaskKeys("default", "T2")

@@ -16,7 +16,8 @@ from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Outputs
 from simagent.transfer.download import once
 from simagent.transfer.errors import TooManyOutputsError
-from simagent.transfer.outputs import EMPTY, Uploaded, select, snapshot, upload_outputs
+from simagent.transfer.outputs import EMPTY, select, snapshot
+from simagent.transfer.publishing import Uploaded, upload_outputs
 from simagent.transfer.tree import ensure_folder, fresh_folder
 
 KEYS = TaskKeys("default", "T1").attempt(1)

@@ -27,11 +27,10 @@ from simagent.transfer.manifest import Manifest
 from simagent.transfer.outputs import (
     EMPTY,
     Snapshot,
-    Uploaded,
     select,
     snapshot,
-    upload_outputs,
 )
+from simagent.transfer.publishing import Uploaded, upload_outputs
 
 T = TypeVar("T")
 KEYS = TaskKeys("default", "T1").attempt(3)

@@ -54,13 +54,10 @@ class Published:
 
     def read(self, path: str, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes of a file from an offset on."""
-        at = 0
-        pieces = read_output(self._store, self._output, self._manifest, path, self._retry)
         try:
-            for piece in pieces:
-                if at + len(piece) > start:
-                    yield piece[max(0, start - at) :]
-                at += len(piece)
+            yield from read_output(
+                self._store, self._output, self._manifest, path, self._retry, start=start
+            )
         except FileNotFoundError:
             raise self._missing(path) from None
         except OutputChangedError as error:
@@ -68,14 +65,8 @@ class Published:
 
     def tail(self, path: str, lines: int) -> tuple[bytes, bool]:
         """Give the last lines of a file, and whether they had to be cut."""
-        end = bytearray()
-        size = 0
-        for piece in self.read(path):
-            size += len(piece)
-            end += piece
-            if len(end) > 2 * MAX_DATA:
-                del end[:-MAX_DATA]
-        window = bytes(end[-MAX_DATA:])
+        size = self.size(path)
+        window = b"".join(self.read(path, max(0, size - MAX_DATA)))
         start = last_lines(window, lines)
         return window[max(0, start) :], start < 0 and size > len(window)
 

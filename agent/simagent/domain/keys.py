@@ -117,6 +117,11 @@ class AttemptKeys:
         return self.root + "output.zip"
 
     @property
+    def output_folder(self) -> str:
+        """Prefix of the outputs, as single files, at their paths."""
+        return self.root + "output/"
+
+    @property
     def manifest(self) -> str:
         """The outputs' paths, sizes and checksums; written last."""
         return self.root + "manifest.json"

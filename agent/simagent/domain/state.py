@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -160,15 +160,17 @@ class Checkpoint(Record):
 
 
 class Output(Record):
-    """What an attempt published."""
+    """What an attempt published: in one ``archive``, or as single files beneath a ``folder``."""
 
     epoch: int
-    archive: str
+    layout: Literal["archive", "files"] = "archive"
+    archive: str = ""
+    folder: str = ""
     manifest: str
     manifest_sha256: str
     files: int
     bytes: int
-    archive_bytes: int
+    archive_bytes: int = 0
 
 
 class State(Record):

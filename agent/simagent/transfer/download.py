@@ -1,30 +1,32 @@
-"""Fetching outputs by glob, straight out of the archive in the store: only what is wanted."""
+"""Fetching outputs by glob, straight out of what is in the store: only what is wanted."""
 
 import hashlib
 import io
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar, cast
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from simagent.domain.state import Output
 from simagent.ports.retry import Retry
-from simagent.ports.store import Store, StoreUnavailableError
+from simagent.ports.store import Store
+from simagent.transfer.ahead import Job, in_order
 from simagent.transfer.errors import OutputChangedError
 from simagent.transfer.globs import Globs
+from simagent.transfer.laying import Extent, Laying, Told
 from simagent.transfer.manifest import File, Manifest, ManifestError
+from simagent.transfer.ranges import THREADS, ExtentReader, Range, RangeReader, read_range
 from simagent.transfer.tree import Tree
-from simagent.transfer.unpack import ends, inflate, plain_path, plain_target, write_all
+from simagent.transfer.unpack import ends, inflate, plain, plain_path, plain_target
 from simagent.transfer.zipformat import Entry
 from simagent.transfer.zipread import Directory, ZipError, read_directory
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-_FIRST_READ = 64 << 10
-_MAX_READ = 8 << 20
+_SMALL = 8 << 20
+_LARGE = 64 << 20
+"""Packed bytes of a member whose download can be gone on with: until it is unpacked it takes room
+twice. Smaller ones begin anew."""
 _MAX_MEMBERS = 100_000_000
 _MAX_DIRECTORY = 16 << 30
 
@@ -48,68 +50,6 @@ class Place(NamedTuple):
         return "/".join([*parts, path])
 
 
-class RangeReader(io.RawIOBase):
-    """A seekable file over an object, read by ranges that grow while reading goes on in order."""
-
-    def __init__(self, store: Store, key: str, retry: Retry = once) -> None:
-        super().__init__()
-        self._store = store
-        self._key = key
-        self._retry = retry
-        self._size = retry(lambda: store.head(key)).size
-        self._at = 0
-        self._buffer = b""
-        self._start = 0
-        self._ahead = _FIRST_READ
-
-    def readable(self) -> bool:
-        """Tell that it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Tell that it can be positioned."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Set the position."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        """Give the position."""
-        return self._at
-
-    def readinto(self, buffer: "Buffer", /) -> int:
-        """Read some bytes. Raises `simagent.ports.store.StoreError`s."""
-        view = memoryview(buffer).cast("B")
-        skip = self._at - self._start
-        if not 0 <= skip < len(self._buffer):
-            wanted = min(len(view), self._size - self._at)
-            if wanted <= 0:
-                return 0
-            self._fill(wanted)
-            skip = 0
-        piece = self._buffer[skip : skip + len(view)]
-        view[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
-
-    def _fill(self, wanted: int) -> None:
-        going_on = self._at == self._start + len(self._buffer)
-        self._ahead = min(2 * self._ahead, _MAX_READ) if going_on else _FIRST_READ
-        length = min(max(wanted, self._ahead), self._size - self._at)
-
-        def read() -> bytes:
-            with self._store.open(self._key, start=self._at, length=length) as stream:
-                data = stream.read(length)
-            if not data:
-                raise StoreUnavailableError(f"{self._key} ended early")
-            return data
-
-        self._buffer, self._start = self._retry(read), self._at
-
-
 def download(
     store: Store,
     output: Output,
@@ -118,30 +58,37 @@ def download(
     *,
     retry: Retry = once,
     on_progress: Callable[[int], None] | None = None,
+    on_kept: Callable[[int], None] | None = None,
     on_skip: Callable[[str, str], None] | None = None,
 ) -> list[Path]:
     """Lay the outputs that match into a folder and give their paths.
 
-    Each file appears whole, verified against the manifest, or not at all. Nothing is written
+    Each file appears whole, verified against the manifest, or not at all; what is there already,
+    by an earlier try, is not fetched again, and large files are gone on with. Nothing is written
     outside ``place.root``; links that lead out of it are left out, and ``on_skip`` is told their
-    path and why. ``on_progress`` is told the bytes of each piece written. Raises
-    `OutputChangedError` where the store holds something else than was published,
-    `simagent.ports.store.StoreError`s, and OSError.
+    path and why. ``on_progress`` is told the bytes of each piece that comes, and of what was there
+    where no ``on_kept`` is told those. Raises `OutputChangedError` where the store holds something
+    else than was published, `simagent.ports.store.StoreError`s, and OSError.
     """
     manifest = read_manifest(store, output, retry)
     globs = Globs(patterns)
-    with io.BufferedReader(RangeReader(store, output.archive, retry)) as reader:
-        archive = cast(BinaryIO, reader)
-        place.root.mkdir(parents=True, exist_ok=True)
+    place.root.mkdir(parents=True, exist_ok=True)
+    with Tree(place.root) as tree:
+        told = Told(on_progress or _nobody, on_kept or on_progress or _nobody)
+        laying = Laying(tree, output.manifest_sha256, told)
+        getting = _Getting(
+            store=store, output=output, manifest=manifest, place=place, tree=tree,
+            laying=laying, retry=retry, on_skip=on_skip or _nobody,
+        )  # fmt: skip
         try:
-            directory = _directory(archive)
-            with Tree(place.root) as tree:
-                extraction = _Extraction(archive, tree, place, manifest)
-                extraction.on_progress = on_progress or extraction.on_progress
-                extraction.on_skip = on_skip or extraction.on_skip
-                return list(extraction.run(directory, globs))
+            way = getting.files if output.layout == "files" else getting.archive
+            return list(way(globs))
         except ZipError as error:
-            raise OutputChangedError(f"{output.archive}: {error}") from error
+            raise OutputChangedError(f"{output.archive or output.manifest}: {error}") from error
+
+
+def _nobody(*_what: object) -> None:
+    pass
 
 
 def read_manifest(store: Store, output: Output, retry: Retry = once) -> Manifest:
@@ -156,31 +103,52 @@ def read_manifest(store: Store, output: Output, retry: Retry = once) -> Manifest
 
 
 def read_output(
-    store: Store, output: Output, manifest: Manifest, path: str, retry: Retry = once
+    store: Store,
+    output: Output,
+    manifest: Manifest,
+    path: str,
+    retry: Retry = once,
+    *,
+    start: int = 0,
 ) -> Iterator[bytes]:
-    """Yield the contents of one output, read in pieces as they are wanted.
+    """Yield the contents of one output from an offset on, read in pieces as they are wanted.
 
-    ``manifest`` is the output's own. Raises FileNotFoundError where it was not published,
+    ``manifest`` is the output's own. What is before ``start`` is not read of single files: then
+    there is no checksum to hold them against. Raises FileNotFoundError where it was not published,
     StoreErrors, and `OutputChangedError`, at the end only where just the checksum tells.
     """
     known = next((file for file in manifest.files if file.path == path), None)
     if known is None:
         raise FileNotFoundError(path)
+    if output.layout == "files" and start:
+        key = object_key(output, known)
+        yield from map(bytes, read_range(store, key, min(start, known.size), known.size, retry))
+        return
     checksum = hashlib.sha256()
+    at = 0
+    for piece in _pieces(store, output, known, retry):
+        checksum.update(piece)
+        at += len(piece)
+        if at > start:
+            yield piece[max(0, len(piece) - (at - start)) :]
+    if checksum.hexdigest() != known.sha256:
+        raise OutputChangedError(f"{path!r} is not what the task published")
+
+
+def _pieces(store: Store, output: Output, known: File, retry: Retry) -> Iterator[bytes]:
+    if output.layout == "files":
+        yield from map(bytes, read_range(store, object_key(output, known), 0, known.size, retry))
+        return
     with io.BufferedReader(RangeReader(store, output.archive, retry)) as reader:
         archive = cast(BinaryIO, reader)
         try:
             directory = _directory(archive)
-            entry = next((entry for entry in directory.entries if entry.path == path), None)
+            entry = next((entry for entry in directory.entries if entry.path == known.path), None)
             if entry is None:
-                raise OutputChangedError(f"{output.archive}: {path!r} is not in it")
-            for piece in inflate(archive, entry, ends(directory)[entry.offset]):
-                checksum.update(piece)
-                yield piece
+                raise OutputChangedError(f"{output.archive}: {known.path!r} is not in it")
+            yield from inflate(archive, entry, ends(directory)[entry.offset])
         except ZipError as error:
             raise OutputChangedError(f"{output.archive}: {error}") from error
-    if checksum.hexdigest() != known.sha256:
-        raise OutputChangedError(f"{path!r} is not what the task published")
 
 
 def _directory(archive: BinaryIO) -> Directory:
@@ -188,72 +156,106 @@ def _directory(archive: BinaryIO) -> Directory:
     return read_directory(archive, max_files=_MAX_MEMBERS, max_bytes=_MAX_DIRECTORY)
 
 
-class _Extraction:
-    def __init__(self, archive: BinaryIO, tree: Tree, place: Place, manifest: Manifest) -> None:
-        self._archive = archive
-        self._tree = tree
-        self._place = place
-        self._known = {file.path: file for file in manifest.files}
-        self.on_progress: Callable[[int], None] = lambda _count: None
-        self.on_skip: Callable[[str, str], None] = lambda _path, _why: None
+@dataclass(kw_only=True, slots=True)
+class _Getting:
+    store: Store
+    output: Output
+    manifest: Manifest
+    place: Place
+    tree: Tree
+    laying: Laying
+    retry: Retry
+    on_skip: Callable[[str, str], None]
+    links: list[tuple[str, str]] = field(default_factory=list)
 
-    def run(self, directory: Directory, globs: Globs) -> Iterator[Path]:
+    def archive(self, globs: Globs) -> Iterator[Path]:
+        """Lay what an archive has."""
+        store, key = self.store, self.output.archive
+        with io.BufferedReader(RangeReader(store, key, self.retry)) as whole:
+            directory = _directory(cast(BinaryIO, whole))
         limits = ends(directory)
+        known = {file.path: file for file in self.manifest.files}
         wanted = [entry for entry in directory.entries if globs.match(plain_path(entry))]
-        for entry in sorted(wanted, key=lambda entry: (entry.is_link, entry.offset)):
-            path = self._place.beneath(plain_path(entry))
-            try:
+        wanted.sort(key=lambda entry: entry.offset)
+        there = {entry.offset for entry in wanted if self._is_there(entry, known)}
+        extents = [
+            (entry.offset, limits[entry.offset])
+            for entry in wanted
+            if not (entry.offset in there or entry.is_folder or _is_large(entry))
+        ]
+        with io.BufferedReader(ExtentReader(store, key, extents, self.retry)) as reader:
+            archive = cast(BinaryIO, reader)
+            for entry in wanted:
+                path, end = plain_path(entry), limits[entry.offset]
                 if entry.is_folder:
-                    self._tree.folder(path, make=True)
+                    self.tree.folder(self.place.beneath(path), make=True)
                 elif entry.is_link:
-                    self._link(entry, path, limits[entry.offset])
-                else:
-                    self._file(entry, path, limits[entry.offset])
-            except _UnsafeLinkError as error:
-                self.on_skip(plain_path(entry), str(error))
-                continue
-            yield self._place.root / path
+                    target = os.fsdecode(b"".join(inflate(archive, entry, end)))
+                    self.links.append((path, target))
+                    continue
+                elif entry.offset not in there:
+                    self._member(archive, entry, known.get(entry.path), end)
+                yield self.place.root / self.place.beneath(path)
+        yield from self._made_links()
 
-    def _link(self, entry: Entry, path: str, end: int) -> None:
-        target = os.fsdecode(b"".join(inflate(self._archive, entry, end)))
-        try:
-            plain_target(plain_path(entry), target)
-        except ZipError as error:
-            raise _UnsafeLinkError(str(error)) from error
-        self._tree.link(path, target)
+    def _is_there(self, entry: Entry, known: dict[str, File]) -> bool:
+        file = None if entry.is_folder or entry.is_link else known.get(entry.path)
+        return file is not None and self.laying.is_there(self.place.beneath(file.path), file)
 
-    def _file(self, entry: Entry, path: str, end: int) -> None:
-        known = self._known.get(entry.path)
+    def _member(self, archive: BinaryIO, entry: Entry, known: File | None, end: int) -> None:
         if known is None:
             raise OutputChangedError(f"{entry.path!r} is not in the manifest")
-        parent = path.rpartition("/")[0]
-        temporary = f".simagent-{secrets.token_hex(8)}.part"
-        temporary_path = f"{parent}/{temporary}" if parent else temporary
-        file = self._tree.create(temporary_path, 0o600)
-        try:
+        path = self.place.beneath(plain_path(entry))
+        if not _is_large(entry):
+            self.laying.write(path, known, inflate(archive, entry, end))
+            return
+        extent = Extent(self.store, self.output.archive, entry.offset, end)
+        moved, size = entry._replace(offset=0), end - entry.offset
+        self.laying.fetch(path, known, extent, self.retry, lambda file: inflate(file, moved, size))
+
+    def files(self, globs: Globs) -> Iterator[Path]:
+        """Lay what are single objects."""
+        beneath = self.place.beneath
+        folders = [path for path in self.manifest.folders if globs.match(plain(path))]
+        for path in folders:
+            self.tree.folder(beneath(path), make=True)
+        wanted = [file for file in self.manifest.files if globs.match(plain(file.path))]
+        missing = [file for file in wanted if not self.laying.is_there(beneath(file.path), file)]
+        small = [file for file in missing if file.size <= _SMALL]
+        with closing(self._contents(small)) as contents:
+            for file, data in zip(small, contents, strict=True):
+                self.laying.write(beneath(file.path), file, [data])
+        for file in missing:
+            if file.size > _SMALL:
+                extent = Extent(self.store, object_key(self.output, file), 0, file.size)
+                self.laying.fetch(beneath(file.path), file, extent, self.retry)
+        links = [link for link in self.manifest.links if globs.match(plain(link.path))]
+        self.links = [(link.path, link.target) for link in links]
+        for path in (*folders, *(file.path for file in wanted)):
+            yield self.place.root / beneath(path)
+        yield from self._made_links()
+
+    def _contents(self, files: Iterable[File]) -> Generator[bytearray, None, None]:
+        whole = (Range(self.store, object_key(self.output, f), 0, f.size) for f in files)
+        jobs = (Job(one, one.length) for one in whole)
+        return in_order(jobs, threads=THREADS, retry=self.retry)
+
+    def _made_links(self) -> Iterator[Path]:
+        """Make the links, after all else, so that nothing is laid through one."""
+        for path, target in self.links:
             try:
-                self._contents(entry, known, file, end)
-            finally:
-                os.close(file)
-            folder, name = self._tree.at(path)
-            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            folder, _ = self._tree.at(temporary_path)
-            with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=folder)
-            raise
-
-    def _contents(self, entry: Entry, known: File, file: int, end: int) -> None:
-        checksum = hashlib.sha256()
-        for piece in inflate(self._archive, entry, end):
-            checksum.update(piece)
-            write_all(file, piece)
-            self.on_progress(len(piece))
-        if checksum.hexdigest() != known.sha256:
-            raise OutputChangedError(f"{entry.path!r} is not what the task published")
-        os.fchmod(file, known.mode & 0o777 | 0o600)
-        os.utime(file, ns=(known.mtime, known.mtime))
+                plain_target(path, target)
+            except ZipError as error:
+                self.on_skip(path, str(error))
+                continue
+            self.tree.link(self.place.beneath(path), target)
+            yield self.place.root / self.place.beneath(path)
 
 
-class _UnsafeLinkError(Exception):
-    pass
+def object_key(output: Output, file: File) -> str:
+    """Tell where the object of a single file is."""
+    return output.folder.removesuffix("output/") + (file.key or f"output/{file.path}")
+
+
+def _is_large(entry: Entry) -> bool:
+    return entry.packed >= _LARGE and not entry.is_link

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from simagent.domain.spec import Input
 from simagent.domain.state import Output, Timing
 from simagent.ports.clock import Clock, Waitable
 from simagent.ports.retry import InterruptedRetryError, Retry, retrying
-from simagent.ports.store import NotFoundError, Store, StoreUnavailableError
+from simagent.ports.store import NotFoundError, Store
 from simagent.transfer.download import Place, download
 from simagent.transfer.errors import InputMissingError, InputRejectedError, OutputChangedError
 from simagent.transfer.http import HttpLimits, download_url
 from simagent.transfer.inputs import folder_members, packed, place, wants_unpacking
+from simagent.transfer.ranges import read_range
 from simagent.transfer.tree import Tree
 from simagent.transfer.unpack import Limits, unpack, write_all
 
@@ -69,6 +70,10 @@ def fetch_inputs(
                 ) from error
             raise
     return fetching.timings
+
+
+def _nobody(_count: int) -> None:
+    """Hear nothing: what was there already was not moved."""
 
 
 class _Fetching:
@@ -124,7 +129,7 @@ class _Fetching:
             with self._timed(number, "download"):
                 paths = download(
                     sources.store, output, [pattern or "**"], Place(self._root, item.destination),
-                    retry=self._retry, on_progress=self._progress,
+                    retry=self._retry, on_progress=self._progress, on_kept=_nobody,
                 )  # fmt: skip
         except NotFoundError as error:
             raise InputMissingError(f"inputs[{number}].source: {error} is not there") from error
@@ -147,25 +152,16 @@ class _Fetching:
                         f"inputs[{number}].source: it has {size} bytes, more than the "
                         f"{self._sources.limits.max_bytes} allowed"
                     )
-                with file.open("wb") as out:
-                    while out.tell() < size:
-                        self._retry(lambda: self._copy(key, out.fileno(), size))
-                        out.seek(0, os.SEEK_END)
+                pieces = read_range(self._sources.store, key, 0, size, self._retry)
+                with file.open("wb") as out, closing(pieces):
+                    for piece in pieces:
+                        write_all(out.fileno(), piece)
+                        self._progress(len(piece))
         except NotFoundError as error:
-            raise InputMissingError(f"inputs[{number}].source: {key} was not uploaded") from error
+            raise InputMissingError(f"inputs[{number}].source: {key} is not there") from error
+        except OutputChangedError as error:
+            raise InputRejectedError(f"inputs[{number}].source: {error}") from error
         self._unpack(number, item, file)
-
-    def _copy(self, key: str, out: int, size: int) -> None:
-        """Copy what is missing; what came before an error is kept."""
-        have = os.fstat(out).st_size
-        with self._sources.store.open(key, start=have, length=size - have) as stream:
-            while have < size:
-                data = stream.read(min(_CHUNK, size - have))
-                if not data:
-                    raise StoreUnavailableError(f"{key} ended early")
-                write_all(out, data)
-                have += len(data)
-                self._progress(len(data))
 
     def _http(self, number: int, item: Input) -> None:
         file = self._part(number)

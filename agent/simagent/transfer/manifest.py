@@ -13,25 +13,30 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file: ``size`` in bytes, ``mode`` its permission bits, ``mtime`` Unix time in ns."""
+    """A file: ``size`` in bytes, ``mode`` its permission bits, ``mtime`` Unix time in ns.
+
+    ``key`` is its object's, relative to the manifest's, where outputs are single files.
+    """
 
     path: str
     size: int
     mode: int
     mtime: int
     sha256: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A symbolic link, as it was found."""
+    """A symbolic link, as it was found; ``target`` where no archive has it."""
 
     path: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something that is not in the archive, or not as it was when selected, and why."""
+    """Something that is not published, or not as it was when selected, and why."""
 
     path: str
     why: str
@@ -47,7 +52,7 @@ class ArchiveRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What was published. Paths are those of the archive's members."""
+    """What was published. Paths are those of the archive's members, where there is an archive."""
 
     epoch: int
     files: tuple[File, ...]
@@ -55,7 +60,7 @@ class Manifest:
     folders: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     changed: tuple[Skipped, ...] = ()
-    archive: ArchiveRef
+    archive: ArchiveRef | None
     format: int = FORMAT
 
     def dump(self) -> bytes:
@@ -73,14 +78,14 @@ class Manifest:
             return cls(
                 epoch=loaded["epoch"],
                 files=tuple(
-                    File(f["path"], f["size"], f["mode"], f["mtime"], f["sha256"])
+                    File(f["path"], f["size"], f["mode"], f["mtime"], f["sha256"], f.get("key", ""))
                     for f in loaded["files"]
                 ),
-                links=tuple(Link(link["path"]) for link in loaded["links"]),
+                links=tuple(Link(link["path"], link.get("target", "")) for link in loaded["links"]),
                 folders=tuple(loaded["folders"]),
                 skipped=tuple(Skipped(s["path"], s["why"]) for s in loaded["skipped"]),
                 changed=tuple(Skipped(s["path"], s["why"]) for s in loaded["changed"]),
-                archive=ArchiveRef(loaded["archive"]["size"], loaded["archive"]["sha256"]),
+                archive=_archive(loaded["archive"]),
             )
         except (KeyError, TypeError) as error:
             raise ManifestError(f"a field is missing or wrong: {error}") from error
@@ -88,5 +93,14 @@ class Manifest:
             raise ManifestError(str(error)) from error
 
 
+def _archive(found: Any) -> ArchiveRef | None:
+    return None if found is None else ArchiveRef(found["size"], found["sha256"])
+
+
 def _plain(item: Any) -> dict[str, object]:
-    return {field.name: getattr(item, field.name) for field in fields(item)}
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    # Only where outputs are single files: it would be in the way a million times.
+    return {name: value for name, value in values.items() if value != "" or name not in _FEW}
+
+
+_FEW = frozenset({"key", "target"})

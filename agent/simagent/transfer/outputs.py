@@ -1,31 +1,17 @@
 """What a run produced: found by comparing the folder with what it was, and published."""
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from simagent.domain.keys import AttemptKeys
 from simagent.domain.spec import Outputs
-from simagent.domain.state import Output
-from simagent.ports.clock import Clock
-from simagent.ports.retry import Retry
-from simagent.ports.store import NotFoundError, Store, StoreUnavailableError
-from simagent.transfer.archive import Archive
-from simagent.transfer.batch import UNREADABLE, Member
+from simagent.transfer.batch import Member
 from simagent.transfer.errors import TooManyOutputsError
 from simagent.transfer.globs import Globs
 from simagent.transfer.manifest import (
-    ArchiveRef,
-    File,
-    Link,
-    Manifest,
-    ManifestError,
     Skipped,
 )
 from simagent.transfer.tree import UNLISTED, scan
@@ -154,179 +140,3 @@ def select(
         else:
             skipped.append(Skipped(path, kind))
     return Selection(members, skipped)
-
-
-class Extra(NamedTuple):
-    """A file put beside the run's own outputs.
-
-    Only its first ``most`` bytes where it is longer, and then what ``tail`` says of its size.
-    """
-
-    path: Path
-    most: int | None = None
-    tail: Callable[[int], bytes] = lambda _size: b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uploaded:
-    """Published outputs.
-
-    ``changed`` tells what could not be packed as it was when selected, ``unread`` which files and
-    folders are not in it because they could not be read. Times are in seconds; both are 0 where
-    an earlier try had published everything already.
-    """
-
-    output: Output
-    changed: tuple[Skipped, ...]
-    unread: tuple[Skipped, ...]
-    upload_seconds: float = 0.0
-    verify_seconds: float = 0.0
-
-
-def upload_outputs(
-    store: Store,
-    keys: AttemptKeys,
-    selection: Selection,
-    extras: Mapping[str, Path | Extra],
-    *,
-    epoch: int,
-    threads: int,
-    retry: Retry,
-    clock: Clock,
-    yields: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[int], None] | None = None,
-) -> Uploaded:
-    """Publish the outputs of an attempt: the archive, verified, then its manifest.
-
-    ``extras`` are files put beside the run's own; where it made one of the same name, the extra
-    gets a number (``stdout.1.txt``). ``retry`` repeats single store calls. ``on_progress`` is told
-    the bytes of each piece of the archive. While ``yields``, one thread is used. May be repeated
-    after a crash anywhere: what was published entirely is not packed again. Raises what ``retry``
-    lets through, and `simagent.ports.store.StoreRefusedError`.
-    """
-    published = retry(lambda: _published(store, keys, epoch))
-    if published is not None:
-        return published
-    members = [*selection.members, *_extras(selection, extras)]
-    pack = partial(Archive, members, threads=threads, yields=yields)
-    started = clock.now()
-    archive, upload_seconds = retry(
-        lambda: _upload(store, keys, pack, clock=clock, on_progress=on_progress)
-    )
-    manifest = _manifest(archive, selection.skipped, epoch)
-    data = manifest.dump()
-    retry(lambda: store.put(keys.manifest, data))
-    return Uploaded(
-        output=_output(manifest, data, keys),
-        changed=manifest.changed,
-        unread=_unread(manifest),
-        upload_seconds=upload_seconds,
-        verify_seconds=max(0.0, clock.now() - started - upload_seconds),
-    )
-
-
-def _published(store: Store, keys: AttemptKeys, epoch: int) -> Uploaded | None:
-    try:
-        data = store.get(keys.manifest).data
-        manifest = Manifest.load(data)
-        archive = store.head(keys.output_zip)
-    except (NotFoundError, ManifestError):
-        return None
-    if manifest.epoch != epoch or archive.size != manifest.archive.size:
-        return None
-    return Uploaded(
-        output=_output(manifest, data, keys), changed=manifest.changed, unread=_unread(manifest)
-    )
-
-
-def _unread(manifest: Manifest) -> tuple[Skipped, ...]:
-    folders = [item for item in manifest.skipped if item.why == UNLISTED]
-    files = [item for item in manifest.changed if item.why.startswith(UNREADABLE)]
-    return (*folders, *files)
-
-
-def _extras(selection: Selection, extras: Mapping[str, Path | Extra]) -> Iterator[Member]:
-    taken = {member.path.split("/", 1)[0] for member in selection.members}
-    for wanted, extra in extras.items():
-        path, most, tail = extra if isinstance(extra, Extra) else Extra(extra)
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            continue
-        name, number = wanted, 0
-        while name in taken:
-            number += 1
-            stem, dot, suffix = wanted.rpartition(".")
-            name = f"{stem}.{number}{dot}{suffix}" if dot else f"{wanted}.{number}"
-        taken.add(name)
-        cut = most is not None and size > most
-        kept, more = (most or 0, tail(size)) if cut else (size, b"")
-        yield Member(name, str(path.parent), path.name, "file", kept, more)
-
-
-def _upload(
-    store: Store,
-    keys: AttemptKeys,
-    pack: Callable[[], Archive],
-    *,
-    clock: Clock,
-    on_progress: Callable[[int], None] | None,
-) -> tuple[Archive, float]:
-    packed: list[Archive] = []
-
-    def body() -> Iterator[bytes]:
-        archive = pack()
-        packed.append(archive)
-        for chunk in archive:
-            if on_progress is not None:
-                on_progress(len(chunk))
-            yield chunk
-
-    started = clock.now()
-    stored = store.upload(keys.output_zip, body)
-    seconds = clock.now() - started
-    archive = packed[-1]
-    if stored.size != archive.size or _checksum(store, keys.output_zip) != archive.sha256:
-        raise StoreUnavailableError(f"{keys.output_zip} is not in the store as it was sent")
-    return archive, seconds
-
-
-def _checksum(store: Store, key: str) -> str:
-    checksum = hashlib.sha256()
-    with store.open(key) as stream:
-        while chunk := stream.read(_READ):
-            checksum.update(chunk)
-    return checksum.hexdigest()
-
-
-def _manifest(archive: Archive, skipped: list[Skipped], epoch: int) -> Manifest:
-    files, links, folders = [], [], []
-    for entry in archive.entries:
-        if entry.is_folder:
-            folders.append(entry.path.removesuffix("/"))
-        elif entry.is_link:
-            links.append(Link(entry.path))
-        else:
-            mode = entry.mode & 0o7777
-            files.append(File(entry.path, entry.size, mode, entry.mtime_ns, entry.sha256))
-    return Manifest(
-        epoch=epoch,
-        files=tuple(files),
-        links=tuple(links),
-        folders=tuple(folders),
-        skipped=tuple(skipped),
-        changed=tuple(Skipped(path, why) for path, why in archive.notes),
-        archive=ArchiveRef(archive.size, archive.sha256),
-    )
-
-
-def _output(manifest: Manifest, data: bytes, keys: AttemptKeys) -> Output:
-    return Output(
-        epoch=manifest.epoch,
-        archive=keys.output_zip,
-        manifest=keys.manifest,
-        manifest_sha256=hashlib.sha256(data).hexdigest(),
-        files=len(manifest.files),
-        bytes=sum(file.size for file in manifest.files),
-        archive_bytes=manifest.archive.size,
-    )

@@ -77,9 +77,13 @@ def unpack(
 
 def plain_path(entry: Entry) -> str:
     """Give the path an entry goes to. Raises `ZipError` where that is no plain relative one."""
-    path = entry.path.removesuffix("/")
+    return plain(entry.path.removesuffix("/"))
+
+
+def plain(path: str) -> str:
+    """Give a path as it is. Raises `ZipError` where it is no plain relative one."""
     if "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ZipError(f"the path {entry.path!r} is absolute or leads out of its folder")
+        raise ZipError(f"the path {path!r} is absolute or leads out of its folder")
     return path
 
 
@@ -298,7 +302,7 @@ class _Unpacking:
                 os.fchmod(folder, (entry.mode & 0o777 or 0o755) | 0o700)
 
 
-def write_all(file: int, data: bytes) -> None:
+def write_all(file: int, data: bytes | bytearray) -> None:
     """Write all of some bytes. Raises OSError."""
     view = memoryview(data)
     while view:

@@ -13,7 +13,8 @@ from simagent.ports.store import StoreError
 from simagent.telemetry.segments import write_csv
 from simagent.telemetry.spool import count_line, cut_line
 from simagent.telemetry.timeline import Timeline
-from simagent.transfer.outputs import EMPTY, Extra, Snapshot, select, snapshot, upload_outputs
+from simagent.transfer.outputs import EMPTY, Snapshot, select, snapshot
+from simagent.transfer.publishing import Extra, upload_outputs
 from simagent.worker.context import Context
 from simagent.worker.disk import is_no_space
 from simagent.worker.holding import Holding
@@ -72,6 +73,8 @@ def publish(
             extras,
             epoch=entry.epoch,
             threads=ctx.settings.pack_threads,
+            layout=spec.outputs.layout,
+            record=journal.folder / "published.jsonl",
             yields=yields,
             retry=Patience(ctx, journal, holding.retry),
             clock=ctx.clock,
@@ -87,10 +90,11 @@ def publish(
         )
     for note in uploaded.changed:
         log.warning("output changed while packed", task=entry.task, path=note.path, why=note.why)
+    stored = uploaded.output.archive_bytes or uploaded.output.bytes
     # The archive is uploaded while it is packed: the two take the same time.
     timeline.add("pack", uploaded.upload_seconds, uploaded.output.bytes)
-    timeline.add("upload", uploaded.upload_seconds, uploaded.output.archive_bytes)
-    timeline.add("verify", uploaded.verify_seconds, uploaded.output.archive_bytes)
+    timeline.add("upload", uploaded.upload_seconds, stored)
+    timeline.add("verify", uploaded.verify_seconds, stored)
     return uploaded.output
 
 

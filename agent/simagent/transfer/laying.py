@@ -1,0 +1,199 @@
+"""Published files laid into a folder: each appears whole and verified, or not at all."""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import BinaryIO, NamedTuple
+
+from simagent.ports.retry import Retry
+from simagent.ports.store import Store
+from simagent.transfer.batch import open_file
+from simagent.transfer.errors import OutputChangedError
+from simagent.transfer.manifest import File
+from simagent.transfer.ranges import read_range
+from simagent.transfer.tree import Tree
+from simagent.transfer.unpack import write_all
+from simagent.transfer.zipread import ZipError
+
+_READ = 1 << 20
+_PART = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Told(NamedTuple):
+    """Who hears of bytes that came, and of bytes that were there already."""
+
+    progress: Callable[[int], None]
+    kept: Callable[[int], None]
+
+
+class Extent(NamedTuple):
+    """The bytes of an object from ``start`` to before ``end``."""
+
+    store: Store
+    key: str
+    start: int
+    end: int
+
+
+Unpack = Callable[[BinaryIO], Iterable[bytes]]
+
+
+class Laying:
+    """Lays files into a tree. ``version`` tells one task's outputs from another's.
+
+    Methods raise OSError, and `OutputChangedError` where contents are not what was published.
+    """
+
+    def __init__(self, tree: Tree, version: str, told: Told) -> None:
+        self._tree = tree
+        self._version = version
+        self._told = told
+
+    def is_there(self, path: str, known: File) -> bool:
+        """Tell whether a file has been laid already.
+
+        Its time of modification is set once its contents have proven right, so that and its size
+        are enough; where only the size agrees, its contents are read.
+        """
+        try:
+            file, status = open_file(self._tree, path)
+        except OSError:
+            return False
+        try:
+            if status.st_size != known.size:
+                return False
+            if status.st_mtime_ns != known.mtime:
+                if _checksum(file).hexdigest() != known.sha256:
+                    return False
+                with suppress(OSError):  # somebody else's file, of the right contents
+                    _finish(file, known)
+        finally:
+            os.close(file)
+        self._told.kept(known.size)
+        return True
+
+    def write(
+        self, path: str, known: File, pieces: Iterable[bytes | bytearray], *, tell: bool = True
+    ) -> None:
+        """Make a file of its contents."""
+        name = f".simagent-{secrets.token_hex(8)}.part"
+        file = self._tree.create(_beside(path, name), 0o600)
+        try:
+            try:
+                checksum = hashlib.sha256()
+                for piece in pieces:
+                    checksum.update(piece)
+                    write_all(file, piece)
+                    if tell:
+                        self._told.progress(len(piece))
+                _check(known, checksum.hexdigest())
+                _finish(file, known)
+            finally:
+                os.close(file)
+            self._rename(path, name)
+        except BaseException:
+            self._remove(_beside(path, name))
+            raise
+
+    def fetch(
+        self, path: str, known: File, extent: Extent, retry: Retry, unpack: Unpack | None = None
+    ) -> None:
+        """Make a large file of an extent; go on where an earlier try was interrupted.
+
+        Its contents are the extent's own, or what ``unpack`` makes of it: that takes the room of
+        both for a while.
+        """
+        with self._part(path) as (part, name):
+            for last in (False, True):
+                had = os.fstat(part).st_size
+                try:
+                    checksum = self._append(part, known, extent, retry)
+                    if unpack is None:
+                        _check(known, checksum.hexdigest())
+                        _finish(part, known)
+                        self._rename(path, name)
+                        return
+                    with os.fdopen(os.dup(part), "rb") as file:
+                        self.write(path, known, unpack(file), tell=False)
+                    self._remove(_beside(path, name))
+                    return
+                except (ZipError, OutputChangedError):
+                    if last or not had:
+                        self._remove(_beside(path, name))
+                        raise
+                    os.ftruncate(part, 0)  # what was there already may be what is wrong
+
+    def _append(self, part: int, known: File, extent: Extent, retry: Retry) -> "hashlib._Hash":
+        """Fetch what is missing of an extent; give the checksum of all of it."""
+        checksum = _checksum(part)
+        at = os.lseek(part, 0, os.SEEK_END)
+        size = extent.end - extent.start
+        self._told.kept(known.size * at // size)
+        start = extent.start + at
+        with closing(read_range(extent.store, extent.key, start, extent.end, retry)) as pieces:
+            for piece in pieces:
+                write_all(part, piece)
+                checksum.update(piece)
+                before, at = at, at + len(piece)
+                self._told.progress(known.size * at // size - known.size * before // size)
+        return checksum
+
+    @contextmanager
+    def _part(self, path: str) -> Iterator[tuple[int, str]]:
+        """Give a file that fills up with what is fetched, and its name.
+
+        It stays until it is renamed or removed, so that an interrupted try can be gone on with.
+        """
+        marks = hashlib.sha256(f"{self._version} {path}".encode(errors="surrogateescape"))
+        name = f".simagent-{marks.hexdigest()[:16]}.part"
+        folder, _ = self._tree.at(_beside(path, name), make=True)
+        file = os.open(name, _PART, 0o600, dir_fd=folder)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise NotADirectoryError(f"{name!r} is no regular file")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"another download fetches {path!r} into this folder: wait for it"
+                raise BlockingIOError(error.errno, message) from None
+            yield file, name
+        finally:
+            os.close(file)
+
+    def _rename(self, path: str, name: str) -> None:
+        folder, last = self._tree.at(path)
+        os.rename(name, last, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def _remove(self, path: str) -> None:
+        folder, name = self._tree.at(path)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+
+
+def _beside(path: str, name: str) -> str:
+    parent = path.rpartition("/")[0]
+    return f"{parent}/{name}" if parent else name
+
+
+def _checksum(file: int) -> "hashlib._Hash":
+    checksum = hashlib.sha256()
+    at = 0
+    while data := os.pread(file, _READ, at):
+        checksum.update(data)
+        at += len(data)
+    return checksum
+
+
+def _check(known: File, sha256: str) -> None:
+    if sha256 != known.sha256:
+        raise OutputChangedError(f"{known.path!r} is not what the task published")
+
+
+def _finish(file: int, known: File) -> None:
+    # Never set-uid: it would be this user's.
+    os.fchmod(file, known.mode & 0o777 | 0o600)
+    os.utime(file, ns=(known.mtime, known.mtime))

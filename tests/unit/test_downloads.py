@@ -1,0 +1,239 @@
+"""Downloads: by several ranges at a time, in bounded memory, gone on with after an interruption."""
+
+import io
+import os
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import pytest
+
+from fakes.clock import FakeClock
+from fakes.store import MemoryStore
+from simagent.domain.keys import TaskKeys
+from simagent.domain.spec import Outputs
+from simagent.domain.state import Output
+from simagent.ports.store import Entry, NotFoundError, StoreUnavailableError
+from simagent.transfer.download import Place, download, once
+from simagent.transfer.errors import OutputChangedError
+from simagent.transfer.outputs import EMPTY, select
+from simagent.transfer.publishing import upload_outputs
+from simagent.transfer.ranges import read_range
+
+MEGABYTE = 1 << 20
+KEYS = TaskKeys("default", "T1").attempt(1)
+LARGE = 70 * MEGABYTE
+Layout = Literal["archive", "files"]
+
+
+class Watched(MemoryStore):
+    """Counts the bytes that are given out. Beyond ``limit`` nothing of an object can be had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = 0
+        self.limit: int | None = None
+        self._count = threading.Lock()
+
+    @contextmanager
+    def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+        if self.limit and (length or 0) > MEGABYTE and start + (length or 0) > self.limit:
+            raise StoreUnavailableError("the line is dead")
+        with super().open(key, start=start, length=length) as stream:
+            size = stream.seek(0, io.SEEK_END)
+            stream.seek(0)
+            with self._count:
+                self.given += size
+            yield stream
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "made").mkdir()
+    return tmp_path / "made"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "target"
+
+
+def publish(store: MemoryStore, root: Path, layout: Layout) -> Output:
+    return upload_outputs(
+        store, KEYS, select(root, EMPTY, Outputs()), {},
+        epoch=1, threads=2, retry=once, clock=FakeClock(), layout=layout,
+    ).output  # fmt: skip
+
+
+both = pytest.mark.parametrize("layout", ["archive", "files"])
+
+
+@both
+def test_several_ranges_are_fetched_at_a_time(root: Path, target: Path, layout: Layout) -> None:
+    store = Watched()
+    (root / "big").write_bytes(os.urandom(20 * MEGABYTE))
+    output = publish(store, root, layout)
+    whole = download(store, output, ["**"], Place(target / "first"))
+    assert whole == [target / "first" / "big"]
+    met = 0
+    opened = store.open
+
+    @contextmanager
+    def two(key: str, *, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+        nonlocal met
+        if (length or 0) > 2 * MEGABYTE and start < 16 * MEGABYTE:
+            barrier.wait(30)
+            met += 1
+        with opened(key, start=start, length=length) as stream:
+            yield stream
+
+    barrier = threading.Barrier(2)
+    store.open = two  # type: ignore[method-assign]
+    download(store, output, ["**"], Place(target / "second"))
+    assert met == 2
+    assert (target / "second" / "big").read_bytes() == (root / "big").read_bytes()
+
+
+def test_memory_is_bounded_however_large_the_object() -> None:
+    class Zeros(MemoryStore):
+        @contextmanager
+        def open(
+            self, key: str, *, start: int = 0, length: int | None = None
+        ) -> Iterator[BinaryIO]:
+            yield io.BytesIO(bytes(length or 0))
+
+    tracemalloc.start()
+    try:
+        size = sum(map(len, read_range(Zeros(), "big", 0, 1000 * MEGABYTE, once)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size == 1000 * MEGABYTE
+    assert peak < 200 * MEGABYTE
+
+
+@both
+def test_an_interrupted_download_is_gone_on_with(root: Path, target: Path, layout: Layout) -> None:
+    store = Watched()
+    (root / "a.csv").write_text("a")
+    (root / "big").write_bytes(os.urandom(LARGE))
+    output = publish(store, root, layout)
+    store.limit = 45 * MEGABYTE
+    with pytest.raises(StoreUnavailableError):
+        download(store, output, ["**"], Place(target))
+    assert not (target / "big").exists()
+    store.given, store.limit = 0, None
+    told = {"came": 0, "kept": 0}
+
+    def add(what: str) -> Callable[[int], None]:
+        def count(bytes_: int) -> None:
+            told[what] += bytes_
+
+        return count
+
+    paths = download(
+        store, output, ["**"], Place(target), on_progress=add("came"), on_kept=add("kept")
+    )
+    assert sorted(path.name for path in paths) == ["a.csv", "big"]
+    assert (target / "big").read_bytes() == (root / "big").read_bytes()
+    assert sorted(path.name for path in target.iterdir()) == ["a.csv", "big"]
+    assert store.given < LARGE - 39 * MEGABYTE
+    assert told["kept"] > 39 * MEGABYTE
+    assert told["came"] + told["kept"] == LARGE + 1
+
+
+@both
+def test_what_is_there_already_is_not_fetched_again(
+    root: Path, target: Path, layout: Layout
+) -> None:
+    store = Watched()
+    for name in ("same", "touched", "edited", "shorter"):
+        (root / name).write_bytes(os.urandom(MEGABYTE))
+    output = publish(store, root, layout)
+    download(store, output, ["**"], Place(target))
+    mtime = (root / "touched").stat().st_mtime_ns
+    os.utime(target / "touched")
+    with (target / "edited").open("r+b") as file:
+        file.write(b"something else")
+    os.truncate(target / "shorter", 5)
+    store.given = 0
+    paths = download(store, output, ["**"], Place(target))
+    assert len(paths) == 4
+    for name in ("same", "touched", "edited", "shorter"):
+        assert (target / name).read_bytes() == (root / name).read_bytes()
+    assert (target / "touched").stat().st_mtime_ns == mtime
+    assert store.given < 2.5 * MEGABYTE
+
+
+@both
+def test_a_part_that_is_wrong_is_begun_anew(root: Path, target: Path, layout: Layout) -> None:
+    store = Watched()
+    (root / "big").write_bytes(os.urandom(LARGE))
+    output = publish(store, root, layout)
+    store.limit = 45 * MEGABYTE
+    with pytest.raises(StoreUnavailableError):
+        download(store, output, ["**"], Place(target))
+    (part,) = target.iterdir()
+    with part.open("r+b") as file:
+        file.seek(5 * MEGABYTE)
+        file.write(b"rotten")
+    store.limit = None
+    download(store, output, ["**"], Place(target))
+    assert (target / "big").read_bytes() == (root / "big").read_bytes()
+
+
+@both
+def test_a_large_file_that_is_wrong_in_the_store_leaves_nothing(
+    root: Path, target: Path, layout: Layout
+) -> None:
+    store = Watched()
+    (root / "big").write_bytes(os.urandom(LARGE))
+    output = publish(store, root, layout)
+    key = output.archive or f"{output.folder}big"
+    data = bytearray(store.get(key).data)
+    data[9 * MEGABYTE] ^= 1
+    store.put(key, bytes(data))
+    with pytest.raises(OutputChangedError, match="big"):
+        download(store, output, ["**"], Place(target))
+    assert list(target.iterdir()) == []
+
+
+def test_two_downloads_of_a_large_file_do_not_mix(root: Path, target: Path) -> None:
+    store = Watched()
+    (root / "big").write_bytes(os.urandom(9 * MEGABYTE))
+    output = publish(store, root, "files")
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(_count: int) -> None:
+        started.set()
+        go_on.wait(30)
+
+    first = threading.Thread(
+        target=download, args=(store, output, ["**"], Place(target)), kwargs={"on_progress": wait}
+    )
+    first.start()
+    assert started.wait(30)
+    with pytest.raises(BlockingIOError, match="another download"):
+        download(store, output, ["**"], Place(target))
+    go_on.set()
+    first.join(30)
+    assert (target / "big").read_bytes() == (root / "big").read_bytes()
+
+
+def test_an_object_that_was_cut_or_removed_is_told(root: Path, target: Path) -> None:
+    store = Watched()
+    (root / "a").write_text("contents")
+    output = publish(store, root, "files")
+    store.put(f"{output.folder}a", b"cont")
+    with pytest.raises(OutputChangedError, match="4 bytes, and should have 8"):
+        download(store, output, ["**"], Place(target))
+    store.delete(f"{output.folder}a")
+    with pytest.raises(NotFoundError):
+        download(store, output, ["**"], Place(target))
+
+
+def test_what_is_checked_is_no_part_of_what_an_object_is() -> None:
+    assert Entry("k", 1, "e", checked=True) == Entry("k", 1, "e")
