@@ -179,6 +179,17 @@ def test_a_helper_that_cannot_start_changes_nothing(
     round_trip(root, tmp_path / "target", threads=3)
 
 
+def test_packing_beside_commands_makes_the_same_archive(root: Path) -> None:
+    (root / "large").write_bytes(os.urandom(3 * BLOCK) + bytes(2 * BLOCK))
+    for number in range(300):
+        (root / f"small-{number}").write_text("x" * number)
+    whole, _ = pack(root, threads=4)
+    changing = iter([False, True] * 10_000)
+    for yields in (lambda: True, lambda: next(changing)):
+        archive = Archive(members(root), threads=4, yields=yields)
+        assert b"".join(archive) == whole
+
+
 def test_deep_trees(root: Path, tmp_path: Path) -> None:
     depth = 300
     folder = os.open(root, os.O_RDONLY)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from isal import isal_zlib
 
@@ -25,9 +25,11 @@ from simagent.transfer.batch import (
     Member,
     is_changed,
     open_file,
+    pack_batch,
     why_unread,
 )
 from simagent.transfer.helpers import Helpers
+from simagent.transfer.manners import Manners
 from simagent.transfer.tree import Tree
 from simagent.transfer.zipformat import (
     DEFLATED,
@@ -95,6 +97,7 @@ class _Open:
         return _Block(raw, _deflate(raw))
 
 
+_T = TypeVar("_T")
 _Job = Callable[[], Batch] | tuple[_Open, int]
 
 
@@ -113,14 +116,14 @@ class Archive:
         threads: int,
         yields: Callable[[], bool] = lambda: False,
     ) -> None:
-        """While ``yields``, one of the threads is used at a time."""
+        """While ``yields``, one of the threads is used at a time, and rests (`Manners`)."""
         self.entries: list[Entry] = []
         self.notes: list[tuple[str, str]] = []
         self.size = 0
         self._members = members
         self._headers: list[bytes] = []
         self._threads = max(1, threads)
-        self._yields = yields
+        self._manners = Manners(yields)
         self._hash = hashlib.sha256()
         self._files: set[_Open] = set()
 
@@ -141,18 +144,30 @@ class Archive:
         pending: deque[tuple[_Job, Future[Batch] | Future[_Block]]] = deque()
         try:
             for job in self._jobs(helpers):
-                pending.append((job, _submit(pool, job)))
+                pending.append((job, self._submit(pool, job)))
                 # What was submitted is read ahead of what is asked for.
-                while len(pending) > (0 if self._yields() else 2 * self._threads + 1):
+                while len(pending) > (0 if self._manners.yields() else 2 * self._threads + 1):
                     yield from self._emit(*pending.popleft())
+                    self._manners.rest()
             while pending:
                 yield from self._emit(*pending.popleft())
+                self._manners.rest()
         finally:
             pool.shutdown(cancel_futures=True)
             helpers.close()
             for opened in self._files:
                 os.close(opened.file)
             self._files.clear()
+
+    def _submit(self, pool: ThreadPoolExecutor, job: _Job) -> Future[Batch] | Future[_Block]:
+        if isinstance(job, tuple):
+            return pool.submit(self._work, partial(job[0].block, job[1]))
+        return pool.submit(self._work, job)
+
+    def _work(self, job: Callable[[], _T]) -> _T:
+        done = job()
+        self._manners.rest()
+        return done
 
     def _helper_count(self) -> int:
         if self._threads == 1:
@@ -170,13 +185,17 @@ class Archive:
                 if len(batch) < _BATCH_FILES and size < BLOCK:
                     continue
             if batch:
-                yield partial(helpers.pack, batch)
+                yield self._batch(helpers, batch)
                 batch, size = [], 0
             if member.size > SMALL and (opened := self._open(member)) is not None:
                 for offset in range(0, max(opened.expected, 1), BLOCK):
                     yield opened, offset
         if batch:
-            yield partial(helpers.pack, batch)
+            yield self._batch(helpers, batch)
+
+    def _batch(self, helpers: Helpers, batch: list[Member]) -> Callable[[], Batch]:
+        # A helper process does not rest.
+        return partial(pack_batch if self._manners.yields() else helpers.pack, batch)
 
     def _open(self, member: Member) -> _Open | None:
         try:
@@ -239,12 +258,6 @@ class Archive:
         start = self.size
         yield b"".join(self._headers)
         yield end_records(len(self._headers), self.size - start, start)
-
-
-def _submit(pool: ThreadPoolExecutor, job: _Job) -> Future[Batch] | Future[_Block]:
-    if isinstance(job, tuple):
-        return pool.submit(job[0].block, job[1])
-    return pool.submit(job)
 
 
 def _deflate(raw: bytes) -> bytes:
