@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from simagent.api import (
+        AgentInfo,
         Client,
         ClientError,
         ConfigError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentInfo",
     "Client",
     "ClientError",
     "ConfigError",

@@ -1,5 +1,6 @@
 """The Python client: what `from simagent import Client` gives, and the command line stands on."""
 
+from simagent.api.agents import AgentInfo
 from simagent.api.client import Client
 from simagent.api.fields import SpecFields
 from simagent.api.task import Listing, Task
@@ -16,6 +17,7 @@ from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailable
 from simagent.ports.store import StoreError, StoreRefusedError, StoreUnavailableError
 
 __all__ = [
+    "AgentInfo",
     "Client",
     "ClientError",
     "ConfigError",

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from simagent.api.agents import DAY, TOLERANCE, AgentInfo
 from simagent.api.specs import Wanted, to_spec
 from simagent.api.task import Duration, Task, to_seconds
 from simagent.client.calls import Notice, log_notice
@@ -19,6 +20,7 @@ from simagent.client.tasks import Tasks
 from simagent.config import Config, ConfigError, load_config
 from simagent.domain.spec import Spec
 from simagent.domain.state import Status
+from simagent.ports.clock import SystemClock
 from simagent.wiring import open_tasks
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Client:
 
     def _open(self, config: Config, on_notice: Notice) -> None:
         self._config = config
+        self._clock = SystemClock()
         self._engine: Tasks | None = open_tasks(config, notice=on_notice)
 
     @property
@@ -173,6 +176,27 @@ class Client:
         """
         age = to_seconds("older_than", older_than)
         return (task.id for task in self._tasks.prune(older_than=age))
+
+    def agents(self, *, group: str | None = None, gone: bool = False) -> list[AgentInfo]:
+        """List the agents of all groups, or of one, as they showed themselves last.
+
+        Those that have been silent for a day are left out, unless ``gone``.
+        """
+        agents, now = self._tasks.agents, self._clock.wall()
+        after = self._config.times.agent_ttl + TOLERANCE
+        return [
+            AgentInfo(seen, max(0.0, now - seen.at), agents.silent(seen, after=after))
+            for seen in agents.all()
+            if group in (None, seen.group) and (gone or not agents.silent(seen, after=DAY))
+        ]
+
+    def prune_agents(self) -> list[str]:
+        """Remove what agents that are gone have left to be seen, and name them.
+
+        Where any look silent it watches them for the time after which an agent is taken for gone
+        (`times.agent_ttl`, some minutes).
+        """
+        return self._tasks.agents.prune(watch=self._config.times.agent_ttl)
 
     def close(self) -> None:
         """Let go of all connections; what is asked of it or its tasks later is a `ClientError`."""

@@ -15,7 +15,7 @@ def main() -> None:
     try:
         app(prog_name="simagent")
     except KeyboardInterrupt:
-        code = 130
+        _leave(130, at_once=True)
     except BrokenPipeError:
         code = 1
     except Exception as error:  # noqa: BLE001 - the last resort: it is shown, or raised again
@@ -25,10 +25,12 @@ def main() -> None:
     _leave(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int, *, at_once: bool = False) -> None:
     for fd, file in ((1, sys.stdout), (2, sys.stderr)):
         try:
             file.flush()
         except OSError:  # the reader has gone: Python would trip over it once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+    if at_once:  # Python would wait for threads, and what they wait for may never answer
+        os._exit(code)
     sys.exit(code)

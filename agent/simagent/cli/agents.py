@@ -3,46 +3,29 @@
 from collections.abc import Sequence
 from typing import Any
 
+from simagent.api import AgentInfo
+from simagent.cli.opening import open_client
 from simagent.cli.text import columns, moment, printable, put, put_json, say, seconds, size
-from simagent.client.agents import Agents
 from simagent.config import Config
-from simagent.domain.fleet import Heartbeat
-from simagent.engines import open_store
-from simagent.ports.clock import SystemClock
-
-_DAY = 86_400.0
-_TOLERANCE = 60.0
-"""Seconds by which two machines' clocks may differ before an agent looks silent for it."""
 
 _HEADS = ("AGENT", "GROUP", "STATE", "SLOTS", "VERSION", "MACHINE", "RUNTIMES", "TAGS", "BEAT")
 
 
 def list_agents(config: Config, *, group: str | None, every: bool, as_json: bool) -> None:
     """Print the agents, but for those that have been silent for a day unless ``every`` one."""
-    clock = SystemClock()
-    agents = Agents(open_store(config), clock)
-    found = [
-        heartbeat
-        for heartbeat in agents.all()
-        if group in (None, heartbeat.group) and (every or not agents.silent(heartbeat, after=_DAY))
-    ]
-    after = config.times.agent_ttl + _TOLERANCE
-    silent = [agents.silent(heartbeat, after=after) for heartbeat in found]
-    now = clock.wall()
+    found = open_client(config).agents(group=group, gone=every)
     if as_json:
-        rows = zip(found, silent, strict=True)
-        put_json([_describe(heartbeat, quiet, now) for heartbeat, quiet in rows])
+        put_json([_describe(agent) for agent in found])
         return
     if not found:
         put("no agents" + (f" of group {group}" if group else ""))
         return
-    table = [_cells(heartbeat, quiet, now) for heartbeat, quiet in zip(found, silent, strict=True)]
-    lines = columns([_HEADS, *table])
+    lines = columns([_HEADS, *map(_cells, found)])
     put(lines[0])
-    for line, heartbeat in zip(lines[1:], found, strict=True):
+    for line, agent in zip(lines[1:], found, strict=True):
         put(line)
-        _put_tasks(heartbeat)
-    if any(silent):
+        _put_tasks(agent)
+    if any(agent.silent for agent in found):
         say(
             "who is silent is told by the agents' clocks and this machine's: it may have ended, be "
             "cut off, or have a clock that is wrong; --prune watches before it removes any"
@@ -53,24 +36,25 @@ def prune_agents(config: Config, *, as_json: bool) -> None:
     """Remove what agents that are gone have left to be seen."""
     watch = config.times.agent_ttl
     say(f"watching for {watch:.0f} s which agents show themselves, where any look silent")
-    gone = Agents(open_store(config), SystemClock()).prune(watch=watch)
+    gone = open_client(config).prune_agents()
     if as_json:
         put_json(gone)
         return
     put(f"removed: {', '.join(map(printable, gone))}" if gone else "no agent is gone")
 
 
-def _describe(heartbeat: Heartbeat, silent: bool, now: float) -> dict[str, Any]:
+def _describe(agent: AgentInfo) -> dict[str, Any]:
     return {
-        **heartbeat.model_dump(mode="json"),
-        "state": heartbeat.state,
-        "silent": silent,
-        "age_seconds": round(max(0.0, now - heartbeat.at), 1),
+        **agent.heartbeat.model_dump(mode="json"),
+        "state": agent.state,
+        "silent": agent.silent,
+        "age_seconds": round(agent.age, 1),
     }
 
 
-def _cells(heartbeat: Heartbeat, silent: bool, now: float) -> Sequence[str]:
-    state = f"silent since {moment(heartbeat.at)}" if silent else heartbeat.state
+def _cells(agent: AgentInfo) -> Sequence[str]:
+    heartbeat = agent.heartbeat
+    state = f"silent since {moment(heartbeat.at)}" if agent.silent else agent.state
     machine = heartbeat.machine
     memory = machine.get("memory_bytes")
     parts = (
@@ -89,12 +73,12 @@ def _cells(heartbeat: Heartbeat, silent: bool, now: float) -> Sequence[str]:
             ", ".join(part for part in parts if part),
             ",".join(heartbeat.runtimes) or "-",
             ",".join(heartbeat.tags) or "-",
-            seconds(max(0.0, now - heartbeat.at)),
+            seconds(agent.age),
         )
     ]
 
 
-def _put_tasks(heartbeat: Heartbeat) -> None:
-    for task in heartbeat.tasks:
+def _put_tasks(agent: AgentInfo) -> None:
+    for task in agent.heartbeat.tasks:
         what = f"{task.status}, attempt {task.epoch}, since {moment(task.since)}"
         put(printable(f"  {task.project}/{task.id}  {what}"))

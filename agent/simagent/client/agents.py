@@ -1,14 +1,12 @@
 """The agents, as they show themselves in the store."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-from pydantic import ValidationError
-
+from simagent.client.calls import Calls
 from simagent.domain import keys
 from simagent.domain.fleet import Heartbeat
-from simagent.ports.clock import Clock
-from simagent.ports.store import NotFoundError, Store
 
 _AT_ONCE = 16
 """Requests: as many as a client of S3 has connections."""
@@ -17,18 +15,21 @@ _AT_ONCE = 16
 class Agents:
     """Reads and tidies the heartbeats of all groups. Methods raise StoreError."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._clock = calls.clock
 
     def all(self) -> list[Heartbeat]:
         """List the agents as they showed themselves last, by group and name.
 
         Those that cannot be read, of a newer version say, are left out.
         """
-        found = [entry.key for entry in self._store.scan(keys.AGENTS)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            read = list(pool.map(self._read, found))
+        found = list(self._calls.scan(keys.AGENTS))
+        pool = ThreadPoolExecutor(_AT_ONCE)
+        try:
+            read = list(pool.map(partial(self._calls.record, Heartbeat), found))
+        finally:  # who interrupts it does not wait for what is on its way
+            pool.shutdown(wait=False, cancel_futures=True)
         there = [heartbeat for heartbeat in read if heartbeat is not None]
         return sorted(there, key=lambda heartbeat: (heartbeat.group, heartbeat.agent))
 
@@ -52,23 +53,16 @@ class Agents:
         }
         if not suspects:
             return []
-        before = dict(self._entries())
+        before = dict(self._etags())
         end = self._clock.now() + watch
         while (left := end - self._clock.now()) > 0:
             self._clock.wait(left)
-        silent = [
-            key for key, etag in self._entries() if key in suspects and before.get(key) == etag
-        ]
+        silent = [key for key, etag in self._etags() if key in suspects and before.get(key) == etag]
         for key in silent:
-            self._store.delete(key)
+            self._calls.retried(partial(self._calls.ledger.store.delete, key))
         return [keys.agent_name(key) for key in silent]
 
-    def _entries(self) -> Iterator[tuple[str, str]]:
-        for entry in self._store.scan(keys.AGENTS):
-            yield entry.key, entry.etag
-
-    def _read(self, key: str) -> Heartbeat | None:
-        try:
-            return Heartbeat.model_validate_json(self._store.get(key).data)
-        except (NotFoundError, ValidationError):
-            return None
+    def _etags(self) -> Sequence[tuple[str, str]]:
+        return self._calls.retried(
+            lambda: [(e.key, e.etag) for e in self._calls.ledger.store.scan(keys.AGENTS)]
+        )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from simagent.client.agents import Agents
 from simagent.client.attention import call_quietly
 from simagent.client.calls import Calls, Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
@@ -57,6 +58,7 @@ class Tasks:
         self._submission = Submission(self._calls, open_queue)
         self._listing = Listing(self._calls, project)
         self._removal = Removal(self._calls, self._listing)
+        self.agents = Agents(self._calls)
 
     def task(self, task_id: str) -> TaskKeys:
         """Name a task of the project. Raises `UsageError`."""
