@@ -1,5 +1,6 @@
 """A server that answers calls to S3 as it was told to, rightly or not."""
 
+import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from email.utils import formatdate
@@ -23,11 +24,15 @@ class S3Answers:
         fields: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         date: float | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._code, self._status, self._said, self._but = code, status, said, but
         self._fields, self._headers, self._date = fields or {}, headers or {}, date
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+            self.endpoint = f"https://localhost:{self._server.server_port}"
 
     def __enter__(self) -> "S3Answers":
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

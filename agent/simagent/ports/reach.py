@@ -10,6 +10,9 @@ from email.utils import parsedate_to_datetime
 _UNKNOWN_ISSUER = {18, 19, 20, 21}
 _EXPIRED, _OTHER_NAME = 10, 62
 """Codes of OpenSSL's verification (X509_V_ERR_…)."""
+# Where a client library compares the names itself.
+_OTHER_HOST = re.compile(r"hostname .* doesn't match")
+_NOT_FOR = "the certificate is not for {host}: name the server as its certificate does"
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
 _LITTLE_SKEW = 60.0
 # As AWS words it: "User: … is not authorized to perform: s3:PutObject on resource: "…" because …".
@@ -28,6 +31,8 @@ def why_unreachable(error: BaseException, host: str, *, trust: str) -> str:
             return f"nothing listens at {host}: check the address, and whether the server runs"
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _distrusted(cause, host, trust)
+        if _OTHER_HOST.search(str(cause)):
+            return _NOT_FOR.format(host=host)
         if isinstance(cause, OSError) and cause.errno in _NO_ROUTE:
             return f"no route leads to {host}: check this machine's network"
     return ""
@@ -61,7 +66,7 @@ def _distrusted(error: ssl.SSLCertVerificationError, host: str, trust: str) -> s
     if error.verify_code == _EXPIRED:
         return f"the certificate of {host} has expired: renew it, or set this machine's clock"
     if error.verify_code == _OTHER_NAME:
-        return f"the certificate is not for {host}: name the server as its certificate does"
+        return _NOT_FOR.format(host=host)
     if error.verify_code in _UNKNOWN_ISSUER:
         return f"no trusted CA has signed the certificate of {host}: name yours in {trust}"
     return f"the certificate of {host} cannot be trusted: {error.verify_message}"

@@ -28,6 +28,7 @@ PARTS_AT_A_TIME = 4
 _FAILURES = (
     boto.ClientError,
     boto.BotoCoreError,
+    RecursionError,  # boto3 looks for a bucket's region by calls that are redirected, too
     ResponseParserError,
     urllib3.exceptions.HTTPError,
 )

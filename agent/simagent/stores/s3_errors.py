@@ -91,6 +91,11 @@ def classify(
     """Make of what boto3 raised what the port promises; ``key`` is that of the object."""
     if isinstance(error, boto.ClientError):
         return _answered(error, place, key, conditional=conditional)
+    if isinstance(error, RecursionError):
+        return StoreUnavailableError(
+            f"{place}: what answers there sends each call elsewhere: check the network, "
+            "s3_endpoint and s3_region"
+        )
     said = " ".join(str(error).split())
     if isinstance(error, _NO_KEYS):
         return StoreLockedOutError(
