@@ -48,7 +48,7 @@ class Client:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self.faults: dict[str, list[Exception]] = {}
+        self.faults: dict[str, list[Exception | None]] = {}
         self.after = False
         self.calls: list[str] = []
 
@@ -461,3 +461,17 @@ def test_an_agent_does_not_start_without_its_bucket(tmp_path: Path, moto: Moto) 
     rig = FleetRig(tmp_path, bucket)
     with pytest.raises(StoreRefusedError, match="there is no bucket"), rig.agent():
         pass
+
+
+@pytest.mark.parametrize("passed", [0, 2], ids=["the first", "the second"])
+def test_a_conflict_while_conditions_are_tried_passes(
+    bucket: Bucket, faulty: Client, passed: int
+) -> None:
+    """Each write of the two that have to win: it ended the agent that met it at its start."""
+    conflict = answered("PutObject", 409, "ConditionalRequestConflict")
+    faulty.faults["put_object"] = [None] * passed + [conflict]
+    access = Access(bucket.endpoint, bucket.region)
+    store = S3Store(bucket.url, access, prove=True, connect=lambda access, tries: faulty)
+    with pytest.raises(StoreUnavailableError, match="said so"):
+        store.prove()
+    store.prove()

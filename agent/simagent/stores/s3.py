@@ -20,6 +20,7 @@ from simagent.ports.store import (
     PreconditionError,
     StoreError,
     StoreRefusedError,
+    StoreUnavailableError,
 )
 from simagent.stores.s3_calls import Access, BodyStream, Connect, S3Calls, checked, connect
 from simagent.stores.s3_errors import NO_CONDITIONS, Place, code_of, status_of
@@ -122,9 +123,12 @@ class S3Store:
             self._proven = True
 
     def _try_conditions(self, name: str) -> None:
-        first = self._put(name, b"1", if_absent=True)
-        self._must_lose(name, if_absent=True)
-        second = self._put(name, b"2", if_match=first)
+        try:
+            first = self._put(name, b"1", if_absent=True)
+            self._must_lose(name, if_absent=True)
+            second = self._put(name, b"2", if_match=first)
+        except PreconditionError as error:  # nobody else knows the name: a passing conflict
+            raise StoreUnavailableError(f"{self._place}: {error}") from error
         self._must_lose(name, if_match=first)
         if self._calls.once("get_object", name)["ETag"] != second:
             raise StoreRefusedError(f"{self._place}: what was written is not what is read")
