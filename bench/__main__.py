@@ -9,6 +9,7 @@ NAMES = (
     "startup",
     "latency",
     "follow",
+    "list",
     "slowdown",
     "logs",
     "archive",

@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -15,7 +13,7 @@ from simagent.api.specs import Wanted, to_spec
 from simagent.api.task import Duration, Task, to_seconds
 from simagent.client.calls import Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
-from simagent.client.listing import Listed
+from simagent.client.listing import Wanted as Listable
 from simagent.client.tasks import Tasks
 from simagent.config import Config, ConfigError, load_config
 from simagent.domain.spec import Spec
@@ -158,15 +156,12 @@ class Client:
         glob, ``tag`` one or several "key=value", or a dict; ``limit`` ends the walk after so many.
         Each has what it was when it was listed in `Task.last_state`. Raises `UsageError`.
         """
-        wanted = {_status(text) for text in _several(status)}
+        statuses = frozenset(_status(text) for text in _several(status))
         pairs = dict(tag) if isinstance(tag, Mapping) else dict(map(_tag, _several(tag)))
         if limit is not None and limit < 0:
             raise UsageError(f"limit: {limit} is less than none: give a number of tasks")
-        rows = _matching(self._tasks.list(), wanted, name, pairs)
-        return (
-            Task(self._get_tasks, row.task, spec=row.spec, state=row.state)
-            for row in islice(rows, limit)
-        )
+        rows = self._tasks.list(Listable(statuses=statuses, name=name, tags=pairs), limit)
+        return (Task(self._get_tasks, row.task, spec=row.spec, state=row.state) for row in rows)
 
     def prune(self, *, older_than: Duration) -> Iterator[str]:
         """Delete the tasks that ended longer ago than that; yield the id of each.
@@ -247,16 +242,3 @@ def _tag(text: str) -> tuple[str, str]:
     if not equals:
         raise UsageError(f"tag: {text!r} has no value: write it as KEY=VALUE")
     return key, value
-
-
-def _matching(
-    rows: Iterator[Listed], statuses: set[Status], name: str | None, tags: Mapping[str, str]
-) -> Iterator[Listed]:
-    for row in rows:
-        spec = row.spec
-        if row.state.status not in (statuses or set(Status) - {Status.DELETED}):
-            continue
-        if name is not None and not (spec and fnmatchcase(spec.name, name)):
-            continue
-        if all(spec and spec.tags.get(key) == value for key, value in tags.items()):
-            yield row

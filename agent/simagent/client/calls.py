@@ -26,7 +26,7 @@ _SILENCE = 3.0
 """Seconds without an answer after which somebody is told what is waited for."""
 _REMIND = 20.0
 _LOOK_EVERY = 0.5
-_PAGE = 1000
+_PAGE, _LONGEST_PAGE = 1000, 16_000
 _T = TypeVar("_T")
 _Record = TypeVar("_Record", bound=BaseModel)
 
@@ -86,13 +86,14 @@ class Calls:
 
     def scan(self, prefix: str) -> Iterator[str]:
         """Yield the keys with a prefix, in their order."""
-        after = ""
+        after, size = "", _PAGE
         while True:
-            page = self.retried(partial(self._page, prefix, after))
+            page = self.retried(partial(self._page, prefix, after, size))
             yield from page
-            if len(page) < _PAGE:
+            if len(page) < size:
                 return
-            after = page[-1]
+            # A folder is listed anew for each page.
+            after, size = page[-1], min(_LONGEST_PAGE, 4 * size)
 
     def remove_marker(self, task: TaskKeys) -> None:
         """Tell sweeps that they need not look after a task any more."""
@@ -102,8 +103,8 @@ class Calls:
             return  # the sweep removes it
         self.retried(lambda: self.ledger.remove_marker(group, task))
 
-    def _page(self, prefix: str, after: str) -> Sequence[str]:
-        walk = self.ledger.store.scan(prefix, after=after, limit=_PAGE)
+    def _page(self, prefix: str, after: str, size: int) -> Sequence[str]:
+        walk = self.ledger.store.scan(prefix, after=after, limit=size)
         return tuple(entry.key for entry in walk)
 
     def _retried(self, call: Callable[[], _T], awaited: "_Awaited") -> _T:

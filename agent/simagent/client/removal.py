@@ -40,7 +40,7 @@ class Removal:
         now = self._calls.clock.wall()
         for key in list(self._listing.entries()):
             try:
-                row = self._listing.row(key)
+                row = self._listing.row(self._listing.task(key))
             except NotFoundError:  # its tombstone was removed, and then we were interrupted
                 self._remove(key)
                 continue

@@ -10,7 +10,7 @@ from simagent.client.calls import Calls, Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.files import TaskFiles
 from simagent.client.following import Follower, LogPiece
-from simagent.client.listing import Listed, Listing
+from simagent.client.listing import EVERY, Listed, Listing, Wanted
 from simagent.client.looking import Look, looks
 from simagent.client.pace import LOCAL_POLLS, Polls
 from simagent.client.removal import Removal
@@ -182,9 +182,9 @@ class Tasks:
             call_quietly(self._ledger.store, self._clock, task)
         return state
 
-    def list(self) -> Iterator[Listed]:
-        """Walk the project's tasks, newest first."""
-        return self._listing.rows()
+    def list(self, wanted: Wanted = EVERY, limit: int | None = None) -> Iterator[Listed]:
+        """Walk the project's tasks that are wanted, newest first, up to ``limit``."""
+        return self._listing.rows(wanted, limit)
 
     def download(
         self,

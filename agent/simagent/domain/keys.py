@@ -127,9 +127,13 @@ class AttemptKeys:
         return self.root + "manifest.json"
 
 
+OPEN = "open/"
+"""Prefix of the markers of all groups' tasks that are not terminal."""
+
+
 def open_prefix(group: str) -> str:
     """Prefix of the markers of a group's tasks that are not terminal."""
-    return f"open/{group}/"
+    return f"{OPEN}{group}/"
 
 
 def open_marker(group: str, task: TaskKeys) -> str:
