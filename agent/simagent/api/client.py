@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from simagent.api.agents import DAY, TOLERANCE, AgentInfo
+from simagent.api.reading import Duration, to_seconds
 from simagent.api.specs import Wanted, to_spec
-from simagent.api.task import Duration, Task, to_seconds
+from simagent.api.task import Task
 from simagent.client.calls import Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.listing import Wanted as Listable

@@ -2,12 +2,12 @@
 
 import html
 import os
-from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simagent.api.reading import Duration, lines, to_seconds
 from simagent.api.report import Paint, describe, full, plain
 from simagent.api.report import tail as stderr_lines
 from simagent.api.text import printable
@@ -20,12 +20,8 @@ from simagent.client.tasks import Tasks
 from simagent.domain.fleet import Refused
 from simagent.domain.keys import STREAMS, Stream, TaskKeys
 from simagent.domain.live import Item
-from simagent.domain.quantities import parse_duration
 from simagent.domain.spec import Spec
 from simagent.domain.state import State, Status, Timing
-
-Duration = float | str
-"""Seconds, or text as "90s", "30min", "2h"."""
 
 _ANSWER = 10.0
 """Seconds that the agent of a running task may take to answer."""
@@ -144,7 +140,7 @@ class Task:
         Bytes that are no UTF-8 are replaced; `log_pieces` has them as they are.
         """
         pieces = self.log_pieces(None if stream is None else (stream,), follow=follow)
-        return _lines(pieces)
+        return lines(pieces)
 
     def log_pieces(
         self, streams: Iterable[Stream] | None = None, *, follow: bool = False
@@ -243,6 +239,50 @@ class Task:
                 self._keys, globs, target, on_progress=count, on_skip=on_skip
             )
 
+    def sync(
+        self,
+        patterns: str | Iterable[str] = (),
+        to: str | os.PathLike[str] | None = None,
+        *,
+        progress: bool | OnBytes = True,
+        timeout: float = _ANSWER,
+        on_skip: Callable[[str, str], None] | None = None,
+        on_note: Notice = lambda _text: None,
+    ) -> Sequence[Path]:
+        """Fetch what it has made so far, while it runs, and give the paths.
+
+        The agent that holds it puts the files that match a glob, or all, into the store, each as
+        it is then. The agent may take ``timeout`` seconds to answer (`NoAnswerError`);
+        ``on_note`` is told how many files were being written. Else as `download`.
+        """
+        globs = [patterns] if isinstance(patterns, str) else list(patterns)
+        done = 0
+        with transferring("sync", progress) as tell:
+
+            def sent(count: int) -> None:
+                if tell is not None:
+                    tell(count, None)
+
+            def count(piece: int) -> None:
+                nonlocal done
+                done += piece
+                if tell is not None:
+                    tell(done, None)
+
+            target = Path(self.id if to is None else to)
+            fetched = self._open().sync(
+                self._keys,
+                globs,
+                target,
+                timeout=timeout,
+                on_sent=sent,
+                on_progress=count,
+                on_skip=on_skip,
+            )
+        if fetched.changed:
+            on_note(f"{fetched.changed} files were being written: they are as they were then")
+        return fetched.paths
+
     def refusals(self) -> Sequence[Refused]:
         """Tell which agents cannot run it, while it is queued: each has ``agent`` and ``why``."""
         return self._open().refusals(self._keys)
@@ -306,30 +346,3 @@ class Task:
         name = html.escape(printable(self._spec.name)) if self._spec else ""
         status = f" <b>{self._last.status}</b>" if self._last else ""
         return f"task <code>{self.id}</code>{f' {name}' if name else ''}{status}"
-
-
-def to_seconds(what: str, value: Duration) -> float:
-    """Read a duration. Raises `UsageError`."""
-    try:
-        seconds = parse_duration(value)
-    except ValueError as error:
-        raise UsageError(f"{what}: {error}") from None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-        raise UsageError(f"{what}: {value!r} is no duration: give seconds, or text as 2h")
-    return float(seconds)
-
-
-def _lines(pieces: Iterable[LogPiece]) -> Iterator[str]:
-    """Cut what was printed into lines; one without an end is yielded when nothing follows it."""
-    new = getincrementaldecoder("utf-8")
-    decoders = {stream: new(errors="replace") for stream in STREAMS}
-    rests = dict.fromkeys(STREAMS, "")
-    epoch = 0
-    for piece in pieces:
-        if piece.epoch != epoch:
-            yield from filter(None, rests.values())
-            epoch, rests = piece.epoch, dict.fromkeys(STREAMS, "")
-        text = rests[piece.stream] + decoders[piece.stream].decode(piece.data)
-        *lines, rests[piece.stream] = text.split("\n")
-        yield from lines
-    yield from filter(None, rests.values())

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simagent.cli.app import Id, Ids, Json, NewId, OutputDir, SpecFile, Timeout, app
+from simagent.cli.app import Id, Ids, Json, NewId, OutputDir, SpecFile, app
+from simagent.cli.file_commands import download, ls, sync, tail
 from simagent.cli.image_commands import images
 from simagent.cli.options import command
 from simagent.cli.setup_command import setup
@@ -156,42 +157,9 @@ def logs(
     print_logs(config, task_id, follow=follow, stdout=stdout or not stderr, stderr=stderr)
 
 
-@command(app, "ls")
-def ls(
-    config: "Config",
-    task_id: Id,
-    path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A folder or file of the task's.")
-    ] = "",
-    timeout: Timeout = 10.0,
-    as_json: Json = False,
-) -> None:
-    """List a task's files, also while it runs."""
-    from simagent.cli.files import list_files
-
-    list_files(config, task_id, path, timeout=timeout, as_json=as_json)
-
-
-@command(app, "tail")
-def tail(
-    config: "Config",
-    *,
-    task_id: Id,
-    path: Annotated[str, typer.Argument(metavar="FILE", help="A file of the task's.")],
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many last lines.")] = 10,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
-    ] = False,
-    timeout: Timeout = 10.0,
-) -> None:
-    """Print the end of one of a task's files, also while it runs.
-
-    \b
-    simagent tail -f ID log.lammps
-    """
-    from simagent.cli.files import tail_file
-
-    tail_file(config, task_id, path, lines=lines, follow=follow, timeout=timeout)
+command(app, "ls")(ls)
+command(app, "tail")(tail)
+command(app, "sync")(sync)
 
 
 @command(app, "kill")
@@ -219,26 +187,7 @@ def retry(config: "Config", task_id: Id) -> None:
     retry_task(config, task_id)
 
 
-@command(app, "download")
-def download(
-    config: "Config",
-    task_id: Id,
-    patterns: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PATTERN", help="Globs of what to fetch; default: all."),
-    ] = None,
-    output_dir: OutputDir = None,
-) -> None:
-    """Fetch a task's outputs.
-
-    They go into a folder named after the task, unless another is named.
-
-    \b
-    simagent download ID '*.png' 'fields/**' -o results
-    """
-    from simagent.cli.downloading import download_outputs
-
-    download_outputs(config, task_id, patterns or [], output_dir)
+command(app, "download")(download)
 
 
 @command(app, "delete")

@@ -26,8 +26,35 @@ def fetch(task: Task, patterns: Sequence[str], folder: Path) -> Iterator[str]:
     with progress_bar("outputs") as bar:
         progress = bar.reach if bar is not None else False
         paths = task.download(patterns, folder, progress=progress, on_skip=_skipped)
+    yield from _listed("outputs", paths, folder)
+
+
+def sync_outputs(
+    config: Config,
+    task_id: str,
+    patterns: Sequence[str],
+    folder: Path | None,
+    *,
+    timeout: float,
+) -> None:
+    """Fetch what a running task has made so far, and list it."""
+    task, folder = open_client(config).task(task_id), folder or Path(task_id)
+    with progress_bar("outputs so far") as bar:
+        paths = task.sync(
+            patterns,
+            folder,
+            progress=bar.reach if bar is not None else False,
+            timeout=timeout,
+            on_skip=_skipped,
+            on_note=say,
+        )
+    for line in _listed("outputs so far", paths, folder):
+        put(line)
+
+
+def _listed(what: str, paths: Sequence[Path], folder: Path) -> Iterator[str]:
     files = sorted(path for path in paths if path.is_symlink() or not path.is_dir())
-    yield f"{len(files)} outputs in {folder}:"
+    yield f"{len(files)} {what} in {folder}:"
     yield from columns(
         [(f"  {printable(str(path))}", size(path.lstat().st_size)) for path in files[:_SHOWN]]
     )

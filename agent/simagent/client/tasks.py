@@ -15,6 +15,7 @@ from simagent.client.looking import Look, looks
 from simagent.client.pace import LOCAL_POLLS, Polls
 from simagent.client.removal import Removal
 from simagent.client.submission import Submission
+from simagent.client.syncing import Fetched, Sync
 from simagent.domain import keys, mutations
 from simagent.domain.fleet import Heartbeat, Refused
 from simagent.domain.ids import check_id, new_id
@@ -219,6 +220,27 @@ class Tasks:
         if not paths and patterns:
             raise ClientError(f"task {task.id} has no output that matches {' or '.join(patterns)}")
         return paths
+
+    def sync(
+        self,
+        task: TaskKeys,
+        patterns: Sequence[str],
+        target: Path,
+        *,
+        timeout: float = 10.0,
+        on_sent: Callable[[int], None] = lambda _bytes: None,
+        on_progress: Callable[[int], None] | None = None,
+        on_skip: Callable[[str, str], None] | None = None,
+    ) -> Fetched:
+        """Fetch what a running task has made so far, where it matches, into a folder.
+
+        ``timeout`` is how long its agent may take to answer, in seconds; ``on_sent`` is told the
+        bytes that it has put into the store so far. Else as `download`.
+        """
+        self.state(task)
+        return Sync(self._calls, task, timeout=timeout).fetch(
+            patterns, target, on_sent=on_sent, on_progress=on_progress, on_skip=on_skip
+        )
 
     def files(
         self, task: TaskKeys, *, timeout: float = 10.0, on_note: Notice = lambda _text: None

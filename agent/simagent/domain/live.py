@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from simagent.domain.state import Record
+from simagent.domain.state import Output, Record
 
 FORMAT = 1
 MAX_REQUEST = 65_536
@@ -43,18 +43,24 @@ class Place(Record):
 
 
 class Request(Record):
-    """What is asked: the names in a folder, or some bytes of a file.
+    """What is asked: the names in a folder, some bytes of a file, or all that was made so far.
 
     With ``since`` those after that place, else the last ``lines`` lines. ``wait`` is the seconds
     that the answer may be put off while there is nothing (new) to tell.
+
+    The files that match ``patterns``, or all, are put into the store under the name ``sync``; each
+    request with that name is told how far that is, the one that is ``over`` has them removed.
     """
 
     format: int = FORMAT
-    op: Literal["list", "read"]
+    op: Literal["list", "read", "sync"]
     path: str = ""
     lines: int = Field(10, ge=0)
     since: Place | None = None
     wait: float = Field(0.0, ge=0.0, le=MAX_WAIT)
+    sync: str = Field("", max_length=64, pattern=r"^[0-9A-Za-z]*$")
+    patterns: tuple[str, ...] = ()
+    over: bool = False
 
     def encode(self) -> bytes:
         """Write it."""
@@ -71,6 +77,17 @@ class Item(Record):
     kind: str
     size: int
     mtime: float
+
+
+class Synced(Record):
+    """How far a sync is: ``sent`` bytes, packed; at its end what is in the store.
+
+    Of ``changed`` files it has the bytes that were read while they were being written.
+    """
+
+    sent: int = 0
+    output: Output | None = None
+    changed: int = 0
 
 
 class Answer(Record):
@@ -90,6 +107,7 @@ class Answer(Record):
     place: Place | None = None
     cut: bool = False
     anew: Literal["truncated", "replaced"] | None = None
+    sync: Synced | None = None
 
     def encode(self, data: bytes = b"") -> bytes:
         """Write it, with the bytes of the file."""

@@ -109,7 +109,7 @@ def pack(files: FileSet, target: Path, check: Callable[[], None]) -> Packed:
     ``check`` is called for each piece and may raise. Raises OSError, and `UnsettledError` where a
     file was seen to change.
     """
-    archive = Archive(files.members, threads=1)
+    archive = Archive(files.members, threads=1, yields=lambda: True)
     with target.open("wb") as file:
         for chunk in archive:
             check()

@@ -30,6 +30,7 @@ from simagent.worker.publish import OutputFailedError, UnreadOutputsError, publi
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.room import NoRoomError, Patience
 from simagent.worker.steps import Ending, StepLostError, StepRunner
+from simagent.worker.syncing import Syncing
 from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
 
@@ -93,6 +94,7 @@ class AttemptRun:
             if spec.checkpoint is not None
             else None
         )
+        self._syncing = Syncing(ctx, spec, journal, threads)
         if state.kill is not None:
             self.orders.ask_kill(state.kill)
 
@@ -133,7 +135,14 @@ class AttemptRun:
             clock,
             task=self.task,
             orders=self.orders,
-            live=LiveFiles(ledger.store, clock, task=self.task, epoch=epoch, root=root),
+            live=LiveFiles(
+                ledger.store,
+                clock,
+                task=self.task,
+                epoch=epoch,
+                root=root,
+                syncs=self._syncing,
+            ),
             looks=self._ctx.settings.looks,
             follow=self._telemetry.follow,
             keep_alive=lambda: self._runtime.keep_alive(journal.steps),
@@ -152,6 +161,7 @@ class AttemptRun:
         finally:
             control.stop()
             disk.stop()
+            self._syncing.stop(0.0)
             if self._checkpoints is not None:
                 self._checkpoints.stop(0.0)
             self._lease.stop()
@@ -230,6 +240,7 @@ class AttemptRun:
         tail = "" if ending.outcome is Status.SUCCEEDED else stderr_tail(self._journal)
         self._holding.fix(ending, attempt, tail)
         self._make_way()
+        self._syncing.stop(_FLUSH_SECONDS)
         if self._checkpoints is not None:
             self._checkpoints.stop(_FLUSH_SECONDS)
         if not self._telemetry.stop(_FLUSH_SECONDS):

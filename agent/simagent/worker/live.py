@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import structlog
 
@@ -44,6 +44,13 @@ _ITEM_BYTES = 70
 log = structlog.get_logger()
 
 
+class Syncs(Protocol):
+    """Puts what a task has made so far into the store."""
+
+    def answer(self, request: Request, *, waits: bool) -> Answer | None:
+        """Begin with it, or tell how far it is; None while there is nothing to tell."""
+
+
 class LiveFiles:
     """Answers the requests beside one task. For one thread.
 
@@ -61,12 +68,14 @@ class LiveFiles:
         epoch: int,
         root: Path,
         beneath: str = "",
+        syncs: "Syncs | None" = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._task = task
         self._files = _Files(root, beneath, epoch)
         self._epoch = epoch
+        self._syncs = syncs
         self._found: dict[str, _Found] = {}
 
     @property
@@ -131,6 +140,11 @@ class LiveFiles:
             return self._refuse("unsupported", f"{error}: is the agent older than you?")
         request = found.request
         waits = age < request.wait
+        if request.op == "sync":
+            if self._syncs is None or not request.sync:
+                return self._refuse("unsupported", "it has no name to be told of by")
+            told = self._syncs.answer(request, waits=waits)
+            return None if told is None else told.encode()
         try:
             answer, data = self._files.look(request)
         except (FileNotFoundError, NotADirectoryError):
