@@ -19,23 +19,31 @@ if TYPE_CHECKING:
 
 
 def open_store(
-    config: Config, *, existing: bool = False, prove: bool = False, lease: bool = False
+    config: Config,
+    *,
+    existing: bool = False,
+    prove: bool = False,
+    lease: bool = False,
+    told: Callable[[str], None] = lambda _why: None,
 ) -> Store:
     """Make the store, one that was there before if ``existing``.
 
     ``prove`` is for who relies on its conditional writes: where they might be missing they are
-    tried, at once or, of an ``existing`` store or one that cannot be reached, with the first.
+    tried, at once or, of an ``existing`` store or one that cannot be reached, with the first;
+    ``told`` hears why it could not be.
     ``lease`` is for renewals, which wait for no answer for long.
     Raises `simagent.ports.store.StoreRefusedError`.
     """
     if _scheme(config.store_url) == "s3":
-        return _open_s3(config, existing=existing, prove=prove, lease=lease)
+        return _open_s3(config, existing=existing, prove=prove, lease=lease, told=told)
     from simagent.stores.directory import DirectoryStore
 
     return DirectoryStore(_path(config.store_url), existing=existing)
 
 
-def _open_s3(config: Config, *, existing: bool, prove: bool, lease: bool) -> Store:
+def _open_s3(
+    config: Config, *, existing: bool, prove: bool, lease: bool, told: Callable[[str], None]
+) -> Store:
     from simagent.stores.s3 import S3Store
     from simagent.stores.s3_calls import LEASE_ANSWER, LEASE_CONNECT
 
@@ -45,8 +53,10 @@ def _open_s3(config: Config, *, existing: bool, prove: bool, lease: bool) -> Sto
     store = S3Store(config.store_url, access, prove=prove)
     if prove and not existing:
         # An outage passes, and the agent has more to do meanwhile than to start again and again.
-        with suppress(StoreUnavailableError):
+        try:
             store.prove()
+        except StoreUnavailableError as error:
+            told(str(error))
     return store
 
 

@@ -197,7 +197,7 @@ def open_context(config: Config) -> "Context":
     journals = Journals(config.state_dir)
     existing = not journals.empty
     return Context(
-        ledger=Ledger(open_store(config, existing=existing, prove=True)),
+        ledger=Ledger(open_store(config, existing=existing, prove=True, told=_tell_of_store)),
         # What it renews was claimed there.
         lease_ledger=Ledger(open_store(config, existing=True, lease=True)),
         queue=open_queue(config, config.group, prove=not existing),
@@ -210,6 +210,12 @@ def open_context(config: Config) -> "Context":
         launcher=open_launcher(config),
         settings=settings,
     )
+
+
+def _tell_of_store(why: str) -> None:
+    import structlog
+
+    structlog.get_logger().warning("the store cannot be used yet", error=why)
 
 
 def open_sweeper(config: Config) -> "Sweeper":

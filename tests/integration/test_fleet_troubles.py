@@ -267,12 +267,15 @@ def without_credentials() -> Iterator[None]:
         yield
 
 
-def test_an_agent_waits_for_the_role_of_its_machine(tmp_path: Path, fields: dict[str, str]) -> None:
+def test_an_agent_waits_for_the_role_of_its_machine(
+    tmp_path: Path, fields: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """At boot there may be no credentials for a minute."""
     rig = Rig(tmp_path, {**fields, "allow_process": "true"})
     task = rig.submit("true")
     with without_credentials(), alone_on(rig.config().state_dir):
         context = open_context(rig.config())
+        assert "the store cannot be used yet" in capsys.readouterr().out
         with pytest.raises(StoreUnavailableError, match="no credentials found"):
             context.ledger.state(task)
         with pytest.raises(QueueUnavailableError, match="no AWS credentials found"):
