@@ -81,6 +81,9 @@ class Config(BaseSettings):
     sqs_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         None, description="URL of an SQS-compatible server; default: that of AWS."
     )
+    sqs_ca_bundle: Annotated[Path, AfterValidator(_at_home)] | None = Field(
+        None, description="File with the certificates to trust for SQS."
+    )
     s3_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         None, description="URL of the S3 that has the store; default: AWS."
     )

@@ -98,8 +98,14 @@ def _open_sqs(config: Config, group: str) -> "SqsQueue":
             f"sqs://{name} is the queue of group {config.group!r} alone, not of {group!r}: "
             f"set group to that, or name the queues as sqs://{name}-{{group}}"
         )
-    region, endpoint = config.sqs_region, config.sqs_endpoint
-    return SqsQueue(name, group, SystemClock(), region=region, endpoint=endpoint)
+    return SqsQueue(
+        name,
+        group,
+        SystemClock(),
+        region=config.sqs_region,
+        endpoint=config.sqs_endpoint,
+        ca_bundle=config.sqs_ca_bundle,
+    )
 
 
 def try_queue(config: Config) -> str:
@@ -153,7 +159,13 @@ def set_up_queues(config: Config, groups: Sequence[str], way: Way) -> Iterator[F
     from simagent.queues.sqs_setup import set_up_queue
 
     for name in dict.fromkeys(queue_names(config, groups)):
-        yield from set_up_queue(name, way, region=config.sqs_region, endpoint=config.sqs_endpoint)
+        yield from set_up_queue(
+            name,
+            way,
+            region=config.sqs_region,
+            endpoint=config.sqs_endpoint,
+            ca_bundle=config.sqs_ca_bundle,
+        )
 
 
 def queue_names(config: Config, groups: Sequence[str]) -> list[str]:

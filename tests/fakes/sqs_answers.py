@@ -1,6 +1,7 @@
 """A server that answers calls to SQS as it was told to, rightly or not."""
 
 import json
+import ssl
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ class SqsAnswers:
         status: int = 400,
         stall: bool = False,
         untaken: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """``untaken`` batches have a last message that is not taken."""
         self._untaken = untaken
@@ -32,6 +34,9 @@ class SqsAnswers:
         self._stall = stall
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+            self.endpoint = f"https://localhost:{self._server.server_port}"
 
     def __enter__(self) -> "SqsAnswers":
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

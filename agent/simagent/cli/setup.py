@@ -12,7 +12,7 @@ from simagent.engines import queue_names, set_up_queues, set_up_store
 from simagent.ports.setup import Finding, Way
 
 _SETTINGS = (
-    *("queue", "store", "sqs_region", "sqs_endpoint"),
+    *("queue", "store", "sqs_region", "sqs_endpoint", "sqs_ca_bundle"),
     *("s3_region", "s3_endpoint", "s3_path_style", "s3_ca_bundle", "s3_kms_key"),
 )
 

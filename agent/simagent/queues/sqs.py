@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from simagent.domain.ids import check_name
@@ -70,10 +71,11 @@ class SqsQueue:
         *,
         region: str | None = None,
         endpoint: str | None = None,
+        ca_bundle: Path | None = None,
     ) -> None:
         self.name = queue_name(pattern, group)
         self._clock = clock
-        self._calls = SqsCalls(region, endpoint)
+        self._calls = SqsCalls(region, endpoint, ca_bundle)
         self._mutex = threading.Lock()
         self._rejected: OrderedDict[bytes, None] = OrderedDict()
 

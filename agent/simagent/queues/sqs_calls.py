@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,11 +62,17 @@ class SqsCalls:
     """Calls about queues of one region, by their names. Cheap to make, and safe between threads.
 
     ``region`` and the credentials are found as boto3 finds them where they are not given.
+    Raises `QueueRefusedError` where there is no ``ca_bundle``.
     """
 
-    def __init__(self, region: str | None, endpoint: str | None) -> None:
+    def __init__(
+        self, region: str | None, endpoint: str | None, ca_bundle: Path | None = None
+    ) -> None:
+        if ca_bundle is not None and not ca_bundle.is_file():
+            raise QueueRefusedError(f"sqs_ca_bundle: there is no file {ca_bundle}")
         self._region = region
         self._endpoint = endpoint
+        self._ca_bundle = ca_bundle
         self._mutex = threading.Lock()
         self._session: Session | None = None
         self._clients: dict[str, Any] = {}
@@ -120,6 +127,7 @@ class SqsCalls:
                     "sqs",
                     region_name=self._region,
                     endpoint_url=self._endpoint,
+                    verify=str(self._ca_bundle) if self._ca_bundle else None,
                     config=_POLL if kind == "poll" else _SHORT,
                 )
             return self._clients[kind]
@@ -186,9 +194,9 @@ class SqsCalls:
         if isinstance(error, _MISTAKES):
             return QueueRefusedError(f"{where}: {said}")
         host = urlsplit(str(error.kwargs.get("endpoint_url", ""))).netloc
-        why = why_unreachable(error, host or "the server", trust="AWS_CA_BUNDLE")
+        why = why_unreachable(error, host or "the server", trust="sqs_ca_bundle")
         if isinstance(error, boto.SSLError):
-            why = why or f"a CA of your own goes into AWS_CA_BUNDLE: {said}"
+            why = why or f"a CA of your own goes into sqs_ca_bundle: {said}"
             return QueueUnavailableError(f"{where}: no trusted connection: {why}")
         return QueueUnavailableError(f"{where} does not answer: {why or said}")
 

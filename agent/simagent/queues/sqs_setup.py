@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from simagent.ports.queue import QueueRefusedError
 from simagent.ports.setup import Finding, Way
@@ -21,14 +22,19 @@ _REDRIVE = "RedrivePolicy"
 
 
 def set_up_queue(
-    name: str, way: Way, *, region: str | None = None, endpoint: str | None = None
+    name: str,
+    way: Way,
+    *,
+    region: str | None = None,
+    endpoint: str | None = None,
+    ca_bundle: Path | None = None,
 ) -> Iterator[Finding]:
     """Make a queue and that of its dead letters where they are not there. Raises QueueError.
 
     Of those that are there only the attributes named here are looked at, and set if ``way`` says
     so: others keep their values.
     """
-    calls = SqsCalls(region, endpoint)
+    calls = SqsCalls(region, endpoint, ca_bundle)
     yield from _set_up(calls, name + DEAD, _ATTRIBUTES, way)
     dead = _attributes(calls, name + DEAD).get("QueueArn", "")
     redrive = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": _MAX_RECEIVES})
