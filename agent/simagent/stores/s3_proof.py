@@ -17,7 +17,8 @@ def checks_contents(calls: S3Calls, name: str) -> bool:
     else is answered is no proof; raises nothing.
     """
     try:
-        return _refuses(calls, "put_object", name) and _refuses_part(calls, name)
+        whole = _refuses(calls, "put_object", name, **calls.written())
+        return whole and _refuses_part(calls, name)
     except StoreError:
         return False
 
