@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.clock import FakeClock
-from fakes.faults import CUT, DROP, LOST_ANSWER, UNAVAILABLE, Fault, Faults, FaultyStore
+from fakes.faults import CUT, DROP, LOST_ANSWER, UNAVAILABLE, Fault, Faults, FaultyStore, late
 from fakes.store import MemoryStore
 from simagent.domain.keys import AttemptKeys
 from simagent.ports.store import Entry, NotFoundError, Store, StoreError, StoreUnavailableError
@@ -242,6 +242,32 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(
     assert read(store) == b""
 
 
+def test_a_chunk_that_arrives_late_takes_nothing_back(store: PagedStore, log: Path) -> None:
+    """One that was given up on, and was made longer meanwhile: the log had a gap then."""
+    clock = FakeClock()
+    faults = Faults(clock, plan=lambda call, key: late(5.0) if call == "put" else None)
+    ships = shipper(FaultyStore(store, faults), log)
+    append(log, b"first ")
+    with pytest.raises(StoreUnavailableError):
+        ships.ship(flush=True)
+    faults.plan = lambda call, key: None
+    append(log, b"and second")
+    assert ships.finish() == {"stdout": 16}
+    clock.advance(10.0)
+    faults.arrive()
+    assert read(store) == b"first and second"
+
+
+def test_a_chunk_that_came_after_all_is_written_over(store: PagedStore, log: Path) -> None:
+    """Between the look at what is there and the write."""
+    ships = shipper(store, log)
+    append(log, b"first ")
+    ships.resume()
+    store.put(KEYS.log_chunk("stdout", 0), b"fir")
+    ships.ship(flush=True)
+    assert read(store) == b"first "
+
+
 def test_a_long_backlog_is_shipped_in_passes(store: PagedStore, log: Path) -> None:
     append(log, b"x" * 64 * 100)
     ships = shipper(store, log)
@@ -345,14 +371,16 @@ def test_whatever_happens_the_reader_gets_the_bytes_of_the_file(
     moves: list[Move], seed: int, fault_rate: float
 ) -> None:
     chance = random.Random(seed)
-    kinds = [DROP, LOST_ANSWER, UNAVAILABLE, CUT]
+    kinds = [DROP, LOST_ANSWER, UNAVAILABLE, CUT, late(1.0), late(40.0)]
 
     def plan(call: str, key: str) -> Fault | None:
         return chance.choice(kinds) if chance.random() < fault_rate else None
 
     with TemporaryDirectory() as folder:
         store = PagedStore()
-        faulty = FaultyStore(store, Faults(FakeClock(), plan=plan))
+        clock = FakeClock()
+        faults = Faults(clock, plan=plan)
+        faulty = FaultyStore(store, faults)
         log = Path(folder) / "stdout"
         log.touch()
         ships = shipper(faulty, log)
@@ -370,6 +398,8 @@ def test_whatever_happens_the_reader_gets_the_bytes_of_the_file(
             assert_right_until_it_fails(faulty, log)
         written = log.read_bytes()
         assert shipper(store, log).finish() == {"stdout": len(written)}
+        clock.advance(100.0)
+        faults.arrive()
         assert read(store) == written
         assert all(0 < size <= 64 for size in sizes(store))
         assert len(sizes(store)) <= len(written) // 64 + 8

@@ -6,7 +6,7 @@ chunk replaces those it covers, which are deleted after it is written.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from simagent.domain.keys import AttemptKeys, Stream
 from simagent.ports.store import Store
@@ -19,10 +19,11 @@ _NAME = re.compile(r"[0-9]{20}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Chunk:
-    """A part of a log. ``offset`` and ``size`` are in bytes."""
+    """A part of a log. ``offset`` and ``size`` are in bytes, ``etag`` is that of its object."""
 
     offset: int
     size: int
+    etag: str = field(default="", compare=False)
 
     @property
     def end(self) -> int:
@@ -81,4 +82,4 @@ def list_chunks(
     for entry in store.scan(prefix, after=after):
         name = entry.key[len(prefix) :]
         if _NAME.fullmatch(name):
-            yield Chunk(int(name), entry.size)
+            yield Chunk(int(name), entry.size, entry.etag)

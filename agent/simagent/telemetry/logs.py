@@ -7,7 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from simagent.domain.keys import AttemptKeys, Stream
-from simagent.ports.store import Store, StoreUnavailableError
+from simagent.ports.store import (
+    NotFoundError,
+    PreconditionError,
+    Store,
+    StoreUnavailableError,
+)
 from simagent.telemetry.chunks import MAX_CHUNK_BYTES, Chunk, Cover, cover, list_chunks
 from simagent.telemetry.spool import count_line, cut_line
 
@@ -178,10 +183,26 @@ class _Log:
         if len(data) < length or self._restart_if_rewritten():
             return False
         known, self._known = self._cover(), None
-        self._store.put(self._keys.log_chunk(self._stream, start), data)
-        self._known = self._without_redundant(cover((*known.chunks, Chunk(start, length))))
+        chunk = Chunk(start, length, self._put(known, start, data))
+        self._known = self._without_redundant(cover((*known.chunks, chunk)))
         self._shipped = start + length, data[-_MEMORY:]
         return True
+
+    def _put(self, known: Cover, start: int, data: bytes) -> str:
+        """Put a chunk over the one that is known to be there, or none; give its etag.
+
+        An earlier, shorter one that was given up on can then not take its place when it arrives.
+        """
+        key = self._keys.log_chunk(self._stream, start)
+        there = next((chunk.etag for chunk in known.chunks if chunk.offset == start), None)
+        try:
+            return self._store.put(key, data, if_match=there, if_absent=there is None)
+        except PreconditionError:
+            pass  # such a one has arrived, or lies behind a gap
+        try:
+            return self._store.put(key, data, if_match=self._store.head(key).etag)
+        except (PreconditionError, NotFoundError) as error:
+            raise StoreUnavailableError(f"{key} changes meanwhile") from error
 
     def _cover(self) -> Cover:
         """Give what is in the store, by listing it unless no call has failed since the last."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from simagent.domain.keys import AttemptKeys
-from simagent.ports.store import Store
+from simagent.ports.store import PreconditionError, Store, StoreUnavailableError
 from simagent.telemetry.metrics import Sample
 
 _PASS_SEGMENTS = 16
@@ -88,10 +88,17 @@ class MetricsLog:
                 if not data:
                     break
                 self._shipped = None
-                self._store.put(self._keys.metrics_segment(sequence), data)
+                self._put(self._keys.metrics_segment(sequence), data)
                 self._shipped = (sequence + 1, offset + len(data))
                 moved += len(data)
         return moved
+
+    def _put(self, key: str, data: bytes) -> None:
+        try:
+            self._store.put(key, data, if_absent=True)
+        except PreconditionError as error:
+            # One that was given up on has arrived, perhaps with fewer samples: it counts.
+            raise StoreUnavailableError(f"{key} is there already") from error
 
     def _position(self, size: int) -> tuple[int, int]:
         """Tell the next segment's number and where in the file it begins.
