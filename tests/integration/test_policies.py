@@ -16,9 +16,16 @@ from fakes.iam import Guard, Need, Policy
 from fakes.rig import Rig
 from fakes.sqs import client, count
 from simagent.cli.policies import policy
+from simagent.client.agents import Agents
+from simagent.client.calls import Calls
+from simagent.client.listing import Wanted
 from simagent.config import Config, load_config
+from simagent.domain.fleet import Heartbeat
 from simagent.domain.keys import TaskKeys
+from simagent.domain.state import Status
 from simagent.engines import open_queue, open_store, set_up_queues, set_up_store, try_queue
+from simagent.ledger import Ledger
+from simagent.ports.clock import SystemClock
 from simagent.ports.setup import Way
 from simagent.ports.store import NotFoundError, StoreRefusedError
 from simagent.runtimes.sif_store import SifStore
@@ -100,9 +107,17 @@ def whole_task(fleet: Fleet, user: Rig) -> None:
     (inputs / "large").write_bytes(os.urandom(18 * MEGABYTE))
     go = fleet.folder / "go"
     wait = f"echo made; cp large copy; until [ -e {go} ]; do sleep 0.05; done"
-    task = fleet.submit(user, {"run": wait, "shell": True}, inputs=["inputs/"])
+    task = fleet.submit(
+        user,
+        {"run": wait, "shell": True},
+        inputs=["inputs/"],
+        outputs={"layout": "files"},
+        checkpoint={"paths": ["copy"], "every": 1},
+    )
     user.until(lambda: user.running(task))
     user.until(lambda: "large" in [item.name for item in user.client.files(task).list("")[0]])
+    assert any(agent.group == "default" for agent in agents_of(user.config()))
+    user.client.sync(task, ["copy"], fleet.folder / "synced", timeout=60)
     # What a client left behind that was killed: the agent removes it at the end.
     open_store(user.config()).put(task.request("left"), b"{}")
     go.touch()
@@ -113,8 +128,13 @@ def whole_task(fleet: Fleet, user: Rig) -> None:
     again = user.client.retry(task)
     assert user.finish(again, 60).status == "succeeded"
     assert len(list(user.client.list())) == 2
+    assert list(user.client.list(Wanted(statuses=frozenset({Status.RUNNING})))) == []
     user.client.delete(task)
     assert list(user.client.prune(older_than=0)) == [again]
+
+
+def agents_of(config: Config) -> list[Heartbeat]:
+    return Agents(Calls(Ledger(open_store(config)), SystemClock())).all()
 
 
 def killed_task(fleet: Fleet, user: Rig) -> None:
