@@ -3,8 +3,6 @@
 import secrets
 from contextlib import suppress
 
-import structlog
-
 from simagent.domain.keys import TaskKeys
 from simagent.domain.live import ATTENDED
 from simagent.domain.live import Attention as Sign
@@ -12,8 +10,6 @@ from simagent.ports.clock import Clock
 from simagent.ports.store import Store, StoreError
 
 _RENEW_EVERY = ATTENDED / 3
-
-log = structlog.get_logger()
 
 
 class Attention:
@@ -38,10 +34,8 @@ class Attention:
         if self._clock.now() < self._renew_at:
             return
         self._renew_at = self._clock.now() + _RENEW_EVERY
-        try:
+        with suppress(StoreError):
             self.call()
-        except StoreError as error:
-            log.debug("the agent is not told of a follower", task=self._task.id, error=str(error))
 
 
 def call_quietly(store: Store, clock: Clock, task: TaskKeys) -> None:

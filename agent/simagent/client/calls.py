@@ -55,21 +55,21 @@ class Calls:
         self.notice = notice
         self._watch = _Watch(notice)
 
-    def retried(self, call: Callable[[], _T]) -> _T:
-        """Call the store, again for up to a minute while it does not answer.
+    def retried(self, call: Callable[[], _T], *, patience: float = PATIENCE) -> _T:
+        """Call the store, again for ``patience`` seconds while it does not answer.
 
         Somebody is told after some seconds, also while there is no answer at all.
         """
-        return self._retried(call, _Awaited(time.monotonic(), short=True))
+        return self._retried(call, _Awaited(time.monotonic(), patience, short=True))
 
     def transfer(self, call: Callable[[], _T]) -> _T:
         """Do the same with a call that may take its time: then only failures are told of."""
-        return self._retried(call, _Awaited(time.monotonic(), short=False))
+        return self._retried(call, _Awaited(time.monotonic(), PATIENCE, short=False))
 
-    def found(self, task: TaskKeys, call: Callable[[], _T]) -> _T:
+    def found(self, task: TaskKeys, call: Callable[[], _T], *, patience: float = PATIENCE) -> _T:
         """Call for something of a task. Raises `ClientError` where it is not there."""
         try:
-            return self.retried(call)
+            return self.retried(call, patience=patience)
         except NotFoundError:
             raise ClientError(
                 f"no task {task.id} in project {task.project}: `simagent list` shows them"
@@ -112,7 +112,7 @@ class Calls:
             awaited.why = str(error)
 
         with self._watch.over(awaited):
-            deadline = self.clock.now() + PATIENCE
+            deadline = self.clock.now() + awaited.patience
             # What somebody has to mend first is told at once.
             but = (StoreLockedOutError,)
             return retrying(call, clock=self.clock, deadline=deadline, but=but, log=failed)
@@ -120,9 +120,10 @@ class Calls:
 
 @dataclass(slots=True, eq=False)
 class _Awaited:
-    """A call that has not ended; ``begun`` on the monotonic clock."""
+    """A call that has not ended; ``begun`` on the monotonic clock, ``patience`` in seconds."""
 
     begun: float
+    patience: float
     short: bool
     why: str = ""
 
@@ -166,5 +167,5 @@ class _Watch:
             if late and now - self._told_at >= _REMIND:
                 self._told_at = now
                 why = late[0].why or "the store does not answer"
-                left = max(0.0, late[0].begun + PATIENCE - now)
+                left = max(0.0, late[0].begun + late[0].patience - now)
                 self._notice(f"{why}: trying for {left:.0f} s more")

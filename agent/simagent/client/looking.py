@@ -1,12 +1,14 @@
 """Waiting for a task's end, with something to show meanwhile."""
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from simagent.client.calls import Calls
+from simagent.client.attention import Attention
+from simagent.client.calls import PATIENCE, Calls
 from simagent.domain.keys import TaskKeys
-from simagent.domain.state import State
+from simagent.domain.state import HELD, State
 from simagent.ports.store import StoreError
 from simagent.telemetry.log_reader import tail
 
@@ -30,12 +32,15 @@ def looks(calls: Calls, task: TaskKeys, *, within: float | None, line: bool) -> 
     began = clock.now()
     last = _LastLine(calls, task)
     pause, seen = polls.first, ""
+    left = math.inf if within is None else within
     while True:
-        state = calls.found(task, lambda: calls.ledger.state(task))
+        # A store that does not answer makes nobody wait for longer than was asked for.
+        patience = min(PATIENCE, max(0.0, left))
+        state = calls.found(task, lambda: calls.ledger.state(task), patience=patience)
         if state.write_id != seen:
             pause, seen = polls.first, state.write_id
         yield Look(state, clock.now() - began, last.read(state) if line else "")
-        left = float("inf") if within is None else began + within - clock.now()
+        left = math.inf if within is None else began + within - clock.now()
         if state.terminal or left <= 0:
             return
         clock.wait(min(pause, left))
@@ -49,6 +54,7 @@ class _LastLine:
         self._calls = calls
         self._task = task
         self._next = 0.0
+        self._attention = Attention(calls.ledger.store, calls.clock, task)
         self._line = ""
 
     def read(self, state: State) -> str:
@@ -56,6 +62,8 @@ class _LastLine:
         now = self._calls.clock.now()
         if state.epoch and now >= self._next:
             self._next = now + _LINE_EVERY
+            if state.status in HELD:
+                self._attention.keep()
             keys = self._task.attempt(state.epoch)
             with suppress(StoreError):  # it is there to be looked at, no more
                 data = tail(self._calls.ledger.store, keys, "stdout", _LINE_BYTES)
