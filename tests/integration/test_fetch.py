@@ -7,11 +7,11 @@ import socket
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pytest
@@ -35,6 +35,7 @@ from simagent.transfer.unpack import Limits
 KEYS = TaskKeys("default", "T2")
 OTHER = TaskKeys("default", "T1")
 DATA = os.urandom(3 << 20)
+GIVEN = os.urandom(3000).hex()
 
 
 def zipped(**members: str) -> bytes:
@@ -127,6 +128,40 @@ def test_an_upload_through_a_bad_line(place: Place) -> None:
     place.plan = lambda call, _key: next(faults, None)
     place.lay("upload://0")
     assert place.found() == {"x": DATA}
+
+
+class BendingStore(MemoryStore):
+    """A store a byte of whose answers is changed on its way, some of the first times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    @contextmanager
+    def open(self, key: str, *, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+        with super().open(key, start=start, length=length) as body:
+            data = bytearray(body.read())
+        if self.times > 0:
+            self.times -= 1
+            data[len(data) // 2] ^= 1 << self.times
+        yield io.BytesIO(data)
+
+
+def test_an_input_that_is_damaged_on_its_way_is_fetched_again(tmp_path: Path) -> None:
+    """The task failed then, for an input that was as it should be."""
+    place = Place(tmp_path, store=BendingStore(2))
+    place.store.put(KEYS.input(0), zipped(**{"given.txt": GIVEN}))
+    place.lay("upload://0")
+    assert (place.root / "given.txt").read_text() == GIVEN
+
+
+def test_an_input_that_is_damaged_where_it_lies_is_rejected(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    data = bytearray(zipped(**{"given.txt": GIVEN}))
+    data[len(data) // 2] ^= 1
+    place.store.put(KEYS.input(0), bytes(data))
+    with pytest.raises(InputRejectedError):
+        place.lay("upload://0")
 
 
 def test_a_missing_upload(place: Place) -> None:
