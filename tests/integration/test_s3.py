@@ -245,7 +245,7 @@ def test_an_outage_delays_the_proof(bucket: Bucket, faulty: Client) -> None:
     with pytest.raises(StoreUnavailableError):
         store.prove()
     store.put("k", b"", if_absent=True)
-    assert faulty.calls.count("put_object") == 6
+    assert faulty.calls.count("put_object") == 7
 
 
 def test_a_conditional_write_is_sent_once(store: S3Store, faulty: Client) -> None:
