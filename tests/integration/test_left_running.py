@@ -140,11 +140,12 @@ def test_a_disk_that_is_full_at_the_start_delays_only_what_has_to_be_written(
 ) -> None:
     rig = Rig(tmp_path, lease_ttl=60.0)
     go = tmp_path / "go"
-    task, _ = left_running(rig, waiter(go))
+    small = {"cpus": 0.5, "memory": "200MB"}
+    task, _ = left_running(rig, waiter(go), resources=small)
     unwritable = folder_of(rig) / ".journal.json.new"
     unwritable.mkdir()
-    with rig.agent():
-        assert rig.finish(rig.submit("true")).status == "succeeded"
+    with rig.agent(slots=2):  # it runs on, and has its slot
+        assert rig.finish(rig.submit("true", resources=small)).status == "succeeded"
         unwritable.rmdir()
         go.touch()
         state = rig.finish(task)
