@@ -7,6 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from socket import create_server
@@ -42,6 +43,13 @@ def aws_credentials() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def moto(aws_credentials: None) -> Iterator[Moto]:
     """The server."""
+    with moto_server() as made:
+        yield made
+
+
+@contextmanager
+def moto_server() -> Iterator[Moto]:
+    """Run a server, for who changes more of it than its own buckets and queues."""
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"

@@ -3,15 +3,19 @@
 Each role has a guard of its own before moto, which refuses what its policy lacks.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
+from boto3.session import Session
 
-from fakes.aws import Moto
+from fakes.aws import REGION, Moto, moto_server
 from fakes.iam import Guard, Need, Policy
 from fakes.rig import Rig
 from fakes.sqs import client, count
@@ -242,6 +246,54 @@ def test_without_the_permission_to_list_nothing_is_told_to_be_missing(fleet: Fle
         open_store(fleet.config(guard.endpoint)).get(key)
     with fleet.guard("agent") as guard, pytest.raises(NotFoundError):
         open_store(fleet.config(guard.endpoint)).get(key)
+
+
+@contextmanager
+def as_user(endpoint: str, document: dict[str, Any]) -> Iterator[None]:
+    """Let all calls to this moto be judged by its own IAM, with the policy of who makes them."""
+    iam = Session().client("iam", endpoint_url=endpoint, region_name=REGION)
+    iam.create_user(UserName="agent")
+    iam.put_user_policy(
+        UserName="agent", PolicyName="simagent", PolicyDocument=json.dumps(document)
+    )
+    made = iam.create_access_key(UserName="agent")["AccessKey"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", made["AccessKeyId"])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", made["SecretAccessKey"])
+        from_now_on = Request(f"{endpoint}/moto-api/reset-auth", data=b"0", method="POST")
+        from_now_on.add_header("Content-Type", "text/plain")
+        with urlopen(from_now_on):
+            yield
+
+
+def test_motos_own_iam_lets_an_agent_work_in_its_bucket(tmp_path: Path, moto: Moto) -> None:
+    """A judge that is not ours. It knows no conditions, and of SQS no queues: S3 alone."""
+    with moto_server() as own:
+        fleet = Fleet(tmp_path, own, own.name(), "unused")
+        store = {
+            name: value
+            for name, value in fleet.settings(own.endpoint, allow_process="true").items()
+            if not name.startswith(("queue", "sqs"))
+        }
+        config = load_config(None, state_dir=tmp_path / "state", **store)
+        for _ in set_up_store(config, Way()):
+            pass
+        document = policy("agent", config, ["default"])
+        for statement in document["Statement"]:
+            statement.pop("Condition", None)
+        task = fleet.submit(Rig(tmp_path, store), "echo hello")
+        with as_user(own.endpoint, document):
+            rig = Rig(tmp_path, store)
+            with rig.agent():
+                assert rig.finish(task).status == "succeeded"
+            with pytest.raises(StoreRefusedError, match=r"s3:PutObject on arn:.*open/default/"):
+                fleet.submit(rig, "true")  # agents make no markers
+            open_store(config).upload("p/lab/x", lambda: (bytes(MEGABYTE) for _ in range(20)))
+            with pytest.raises(NotFoundError):
+                open_store(config).get("p/lab/y")
+            elsewhere = config.model_copy(update={"store": f"s3://{fleet.bucket}/else"})
+            with pytest.raises(StoreRefusedError, match="s3:PutObject on arn"):
+                open_store(elsewhere).put("p/lab/x", b"")
 
 
 def test_the_guard_judges_as_iam_does() -> None:
