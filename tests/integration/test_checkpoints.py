@@ -175,6 +175,8 @@ def test_nothing_is_kept_while_nothing_changes_also_by_an_agent_that_starts_agai
     task = bench.submit()
     first = bench.rig.process()
     kept = bench.kept(task, count="4", twin="4")
+    noted = bench.rig.folder / "state" / "attempts"
+    bench.rig.until(lambda: any("count" in p.read_text() for p in noted.glob("*/checkpoint.json")))
     kill9(first)
     second = bench.rig.process()
     beat = beats(bench, task) + 5

@@ -92,8 +92,8 @@ def test_the_command_line_says_what_came_and_what_is_wrong(rig: Rig, tmp_path: P
         assert said == f"simagent: task {task.id} has made nothing yet that matches *.none\n"
     said = cli("sync", task.id, code=1).stderr
     assert said == (
-        f"simagent: task {task.id} has ended, as succeeded: `simagent download {task.id}` fetches what it "
-        "published\n"
+        f"simagent: task {task.id} has ended, as succeeded: `simagent download {task.id}` "
+        "fetches what it published\n"
     )
 
 

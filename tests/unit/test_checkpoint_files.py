@@ -12,14 +12,14 @@ from simagent.domain.state import Checkpoint
 from simagent.transfer.checkpoint import (
     CheckpointError,
     FileSet,
-    Packed,
+    Stored,
     UnsettledError,
+    copy,
     fetch,
     file_clock,
     find,
     lay,
-    pack,
-    store_packed,
+    store_set,
 )
 from simagent.transfer.outputs import EMPTY, snapshot
 
@@ -79,20 +79,23 @@ def test_any_change_shows(work: Path) -> None:
     assert find(work, EMPTY, ["restart"]).marks != before
 
 
-def test_a_file_that_is_written_while_it_is_packed_makes_no_set(work: Path) -> None:
-    found = find(work, EMPTY, ["restart"])
+def test_a_file_that_is_written_while_it_is_copied_makes_no_set(work: Path) -> None:
+    found, copies = find(work, EMPTY, ["restart"]), work.parent / "copies"
+    copies.mkdir()
     with (work / "restart" / "a.rst").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(UnsettledError, match=r"'restart/a.rst' changed while it was packed"):
-        pack(found, work.parent / "set.zip", nothing)
+    with pytest.raises(UnsettledError, match=r"'restart/a.rst' changed while it was copied"):
+        copy(found, copies, nothing)
     (work / "restart" / "a.rst").unlink()
     with pytest.raises(UnsettledError, match=r"'restart/a.rst' vanished"):
-        pack(found, work.parent / "set.zip", nothing)
+        copy(found, copies, nothing)
 
 
-def stored(work: Path, store: MemoryStore) -> tuple[Packed, Checkpoint]:
-    packed = pack(find(work, EMPTY, ["restart"]), work.parent / "set.zip", nothing)
-    store_packed(store, "set", packed, retry=once, check=nothing)
+def stored(work: Path, store: MemoryStore) -> tuple[Stored, Checkpoint]:
+    copies = work.parent / "copies"
+    copies.mkdir()
+    copied = copy(find(work, EMPTY, ["restart"]), copies, nothing)
+    packed = store_set(store, "set", copied, retry=once, check=nothing)
     return packed, Checkpoint(
         epoch=1,
         number=1,
@@ -136,11 +139,12 @@ def test_a_damaged_or_vanished_one_is_refused(work: Path, tmp_path: Path) -> Non
 
 def test_what_is_in_its_way_is_told(work: Path, tmp_path: Path) -> None:
     store, root = MemoryStore(), tmp_path / "next"
-    packed, checkpoint = stored(work, store)
+    _, checkpoint = stored(work, store)
     outside = tmp_path / "outside"
     outside.mkdir()
     root.mkdir()
     (root / "restart").symlink_to(outside)
+    fetch(store, checkpoint, tmp_path / "got.zip", retry=once, check=nothing)
     with pytest.raises(CheckpointError, match="in the way"):
-        lay(packed.path, checkpoint, root)
+        lay(tmp_path / "got.zip", checkpoint, root)
     assert not list(outside.iterdir())

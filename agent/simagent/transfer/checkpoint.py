@@ -1,12 +1,12 @@
 """Checkpoints: files of a running task, taken as one set that belongs together, and laid back.
 
-A set is packed into a file of this machine first. It is one set only if none of its files has
-changed between a look before the packing and one after it; how long the store then takes for it
-matters to nobody.
+A set is copied on this machine first. It is one set only if none of its files has changed between
+a look before that and one after it; how long packing and the store then take matters to nobody.
 """
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ from simagent.domain.state import Checkpoint
 from simagent.ports.retry import Retry
 from simagent.ports.store import NotFoundError, Store, StoreUnavailableError
 from simagent.transfer.archive import Archive
-from simagent.transfer.batch import Member
+from simagent.transfer.batch import Member, open_file
 from simagent.transfer.errors import InputRejectedError, TooManyOutputsError
 from simagent.transfer.globs import Globs
 from simagent.transfer.outputs import MAX_OUTPUTS, Mark, Snapshot, mark_of
-from simagent.transfer.tree import scan
+from simagent.transfer.tree import Tree, scan
 from simagent.transfer.unpack import Limits, plain_path, plain_target, unpack, write_all
 from simagent.transfer.zipread import ZipError, read_directory
 
 _READ = 1 << 20
+_COPY = 16 << 20
 _COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE of linux/time.h: what the kernel stamps files with
 
 
@@ -54,10 +55,9 @@ class FileSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """A set in one archive on this machine. Sizes are in bytes, ``files`` counts links, too."""
+class Stored:
+    """A set in the store, as one archive. Sizes are in bytes, ``files`` counts links, too."""
 
-    path: Path
     sha256: str
     archive_bytes: int
     files: int
@@ -103,44 +103,77 @@ def _stays(link: Path, path: str) -> bool:
     return True
 
 
-def pack(files: FileSet, target: Path, check: Callable[[], None]) -> Packed:
-    """Pack a set into a file, on one core. Whether it changed meanwhile, another `find` tells.
+def copy(files: FileSet, target: Path, check: Callable[[], None]) -> FileSet:
+    """Copy a set into a folder of its own. Whether it changed meanwhile, another `find` tells.
 
     ``check`` is called for each piece and may raise. Raises OSError, and `UnsettledError` where a
-    file was seen to change.
+    file is not what was found.
     """
-    archive = Archive(files.members, threads=1, yields=lambda: True)
-    with target.open("wb") as file:
-        for chunk in archive:
+    copies = []
+    with Tree(target) as made:
+        for member in files.members:
             check()
-            file.write(chunk)
-    for path, why in archive.notes:
-        raise UnsettledError(f"{path!r} {why}")
-    count = sum(member.kind != "folder" for member in files.members)
-    size = sum(entry.size for entry in archive.entries)  # a link's is that of its target's name
-    return Packed(target, archive.sha256, archive.size, count, size)
+            try:
+                with Tree(member.root) as tree:
+                    _copy(tree, made, member, check)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise UnsettledError(f"{member.path!r} vanished or was replaced") from error
+            copies.append(member._replace(root=str(target), source=member.path))
+    return FileSet(tuple(copies), files.marks)
 
 
-def store_packed(
-    store: Store, key: str, packed: Packed, *, retry: Retry, check: Callable[[], None]
-) -> None:
-    """Upload a packed set, and read it back. ``check`` as in `pack`.
+def _copy(tree: Tree, made: Tree, member: Member, check: Callable[[], None]) -> None:
+    if member.kind == "folder":
+        mode = os.fstat(tree.folder(member.source)).st_mode
+        os.fchmod(made.folder(member.path, make=True), stat.S_IMODE(mode) | 0o700)
+        return
+    if member.kind == "link":
+        folder, name = tree.at(member.source)
+        made.link(member.path, os.readlink(name, dir_fd=folder))
+        return
+    file, status = open_file(tree, member.source)
+    try:
+        out = made.create(member.path, 0o600)
+        try:
+            left = member.size
+            while left and (count := os.sendfile(out, file, None, min(left, _COPY))):
+                left -= count
+                check()
+            os.fchmod(out, stat.S_IMODE(status.st_mode) & 0o777 | 0o600)
+            os.utime(out, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        finally:
+            os.close(out)
+    finally:
+        os.close(file)
+    if left or status.st_size != member.size:
+        raise UnsettledError(f"{member.path!r} changed while it was copied")
+
+
+def store_set(
+    store: Store, key: str, files: FileSet, *, retry: Retry, check: Callable[[], None]
+) -> Stored:
+    """Pack a copied set and upload it, and read it back. ``check`` as in `copy`.
 
     Raises what ``retry`` lets through.
     """
+    packed: list[Archive] = []
 
     def body() -> Iterator[bytes]:
-        with packed.path.open("rb") as file:
-            while data := file.read(_READ):
-                check()
-                yield data
+        packed.append(Archive(files.members, threads=1, yields=lambda: True))
+        for chunk in packed[-1]:
+            check()
+            yield chunk
 
-    def upload() -> None:
-        stored = store.upload(key, body)
-        if stored.size != packed.archive_bytes or _checksum(store, key, check) != packed.sha256:
+    def upload() -> Archive:
+        size, archive = store.upload(key, body).size, packed[-1]
+        if size != archive.size or _checksum(store, key, check) != archive.sha256:
             raise StoreUnavailableError(f"{key} is not in the store as it was sent")
+        return archive
 
-    retry(upload)
+    archive = retry(upload)
+    count = sum(member.kind != "folder" for member in files.members)
+    size = sum(entry.size for entry in archive.entries)  # a link's is that of its target's name
+    return Stored(archive.sha256, archive.size, count, size)
 
 
 def _checksum(store: Store, key: str, check: Callable[[], None]) -> str:
@@ -155,7 +188,7 @@ def _checksum(store: Store, key: str, check: Callable[[], None]) -> str:
 def fetch(
     store: Store, checkpoint: Checkpoint, target: Path, *, retry: Retry, check: Callable[[], None]
 ) -> None:
-    """Download a set, and verify it. ``check`` as in `pack`.
+    """Download a set, and verify it. ``check`` as in `copy`.
 
     Raises `CheckpointError` where it is gone or damaged, what ``retry`` lets through, and OSError.
     """

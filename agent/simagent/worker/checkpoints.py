@@ -1,8 +1,8 @@
 """The checkpoint thread of an attempt: every so often it keeps what a later attempt goes on from.
 
-A set is packed on this machine, uploaded under the attempt's own epoch, read back, and only then
-named in the task's state, by its holder alone. So wherever this is interrupted, the state names a
-set that is whole; older ones are removed after it does.
+A set is copied on this machine, packed and uploaded under the attempt's own epoch, read back, and
+only then named in the task's state, by its holder alone. So wherever this is interrupted, the state
+names a set that is whole; older ones are removed after it does.
 """
 
 import os
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -25,14 +26,14 @@ from simagent.ports.retry import InterruptedRetryError, Retry, retrying
 from simagent.ports.store import StoreError
 from simagent.transfer.checkpoint import (
     FileSet,
-    Packed,
     UnsettledError,
+    copy,
     file_clock,
     find,
-    pack,
-    store_packed,
+    store_set,
 )
 from simagent.transfer.outputs import EMPTY, Snapshot
+from simagent.transfer.removal import remove_tree
 from simagent.worker.context import Context
 from simagent.worker.journal import ARTIFACTS, Journal
 from simagent.worker.laying import remove_checkpoints
@@ -139,9 +140,9 @@ class Checkpoints:
                 self._miss("the command was ended while it may have been writing")
                 return None
             check = partial(self._check_last, deadline)
-            packed = self._pack(files, check)
+            copies = self._copy(files, check)
             retry: Retry = partial(retrying, clock=self._ctx.clock, deadline=deadline)
-            return self._store(packed, retry, check)
+            return self._store(copies, retry, check)
         except (StoreError, UnsettledError, OSError, _StoppedError) as error:
             self._miss(str(error))
             return None
@@ -155,8 +156,8 @@ class Checkpoints:
             found = self._settled()
             if found is None:
                 return True
-            files, packed = found
-            checkpoint = self._store(packed, self._retry, self._check)
+            files, copies = found
+            checkpoint = self._store(copies, self._retry, self._check)
             self._publish(checkpoint, files)
         except (_StoppedError, InterruptedRetryError):
             return False
@@ -178,8 +179,8 @@ class Checkpoints:
         self._remove_older(checkpoint)
         return True
 
-    def _settled(self) -> tuple[FileSet, Packed] | None:
-        """Pack a set that nothing writes to; None where there is nothing new.
+    def _settled(self) -> tuple[FileSet, FileSet] | None:
+        """Copy a set that nothing writes to; None where there is nothing new.
 
         Raises `UnsettledError` where there is no such moment for some time, and OSError.
         """
@@ -195,9 +196,9 @@ class Checkpoints:
                 seen, quiet_since = files, look
             elif look - quiet_since >= _SETTLED:
                 with suppress(UnsettledError):
-                    packed = self._pack(files, self._check)
+                    copies = self._copy(files, self._check)
                     if self._find().marks == files.marks:
-                        return files, packed
+                        return files, copies
                 seen = None
             self._pause(max(_LOOK_EVERY, _LOOKS_SHARE * (clock.now() - look)))
         raise UnsettledError(f"its files were never left alone for {_SETTLED:g} s")
@@ -211,30 +212,44 @@ class Checkpoints:
         except (OSError, ValueError):
             return EMPTY
 
-    def _pack(self, files: FileSet, check: Callable[[], None]) -> Packed:
+    def _copy(self, files: FileSet, check: Callable[[], None]) -> FileSet:
         free = self._ctx.free_bytes(self._journal.folder)
         if free - files.bytes < self._ctx.settings.min_free:
-            raise OSError(f"no room on the disk to pack {files.bytes} bytes")
-        self._journal.scratch.mkdir(exist_ok=True)
-        return pack(files, self._journal.scratch / "checkpoint.zip", check)
+            raise OSError(f"no room on the disk to copy {files.bytes} bytes")
+        self._clear()
+        self._copies.mkdir(parents=True)
+        try:
+            return copy(files, self._copies, check)
+        except BaseException:
+            self._clear()
+            raise
 
-    def _store(self, packed: Packed, retry: Retry, check: Callable[[], None]) -> Checkpoint:
-        """Upload a set that was packed, under a key that was never used."""
+    @property
+    def _copies(self) -> Path:
+        return self._journal.scratch / "checkpoint"
+
+    def _clear(self) -> None:
+        remove_tree(self._copies)
+
+    def _store(self, copies: FileSet, retry: Retry, check: Callable[[], None]) -> Checkpoint:
+        """Upload a set that was copied, under a key that was never used."""
         self._number += 1
         entry = self._journal.entry
         key = entry.keys.attempt(entry.epoch).checkpoint(self._number, entry.incarnation)
         try:
-            store_packed(self._ctx.ledger.store, key, packed, retry=retry, check=check)
+            if not self._journal.kept.exists():  # by it whoever ends the task knows of sets
+                Snapshot({}).save(self._journal.kept)
+            stored = store_set(self._ctx.ledger.store, key, copies, retry=retry, check=check)
         finally:
-            packed.path.unlink(missing_ok=True)
+            self._clear()
         return Checkpoint(
             epoch=entry.epoch,
             number=self._number,
             archive=key,
-            sha256=packed.sha256,
-            archive_bytes=packed.archive_bytes,
-            files=packed.files,
-            bytes=packed.bytes,
+            sha256=stored.sha256,
+            archive_bytes=stored.archive_bytes,
+            files=stored.files,
+            bytes=stored.bytes,
             at=self._ctx.clock.wall(),
         )
 
