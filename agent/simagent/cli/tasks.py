@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from simagent.api import Client, Spec, State, Status, Task, UsageError
+from simagent.api.reading import to_seconds
 from simagent.api.report import describe, headline, tail
 from simagent.cli.following import relay
 from simagent.cli.opening import open_client
@@ -65,11 +66,12 @@ def wait_for(config: Config, task_ids: Sequence[str], *, as_json: bool) -> int:
 
 def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) -> None:
     """Ask for the end of tasks; print what came of it."""
+    with _options():
+        within = None if grace is None else to_seconds("grace", grace)
     client = open_client(config)
     for task in [client.task(task_id) for task_id in task_ids]:
         before = task.state
-        with _options():
-            state = task.kill(grace=grace)
+        state = task.kill(grace=within)
         if before.terminal:
             put(f"{task.id} had ended before: {state.status}")
         elif state.terminal:
