@@ -116,6 +116,7 @@ def kind(key: str) -> str:
     key = re.sub(r"open/default/.+", "open/ID", key)
     key = re.sub(r"\b[0-9A-HJKMNP-TV-Z]{26}\b", "ID", key)
     key = re.sub(r"[0-9a-f]{32}", "H", key)
+    key = re.sub(r"(checkpoints/\d+)\.[0-9a-f]{16}", r"\1.H", key)
     key = re.sub(r"\.[0-9a-f]{8}\.part", ".H.part", key)
     key = re.sub(r"[0-9a-f]{24}-(?=\d)", "H-", key)
     return re.sub(r"\d+", "N", key)
