@@ -201,6 +201,36 @@ def test_a_large_file_that_is_wrong_in_the_store_leaves_nothing(
     assert list(target.iterdir()) == []
 
 
+@both
+def test_what_is_damaged_on_its_way_is_fetched_again(
+    root: Path, target: Path, layout: Layout
+) -> None:
+    class Bending(MemoryStore):
+        bend = False
+
+        @contextmanager
+        def open(
+            self, key: str, *, start: int = 0, length: int | None = None
+        ) -> Iterator[BinaryIO]:
+            with super().open(key, start=start, length=length) as stream:
+                data = bytearray(stream.read())
+            if self.bend and len(data) > MEGABYTE // 2:
+                self.bend = False
+                data[len(data) // 2] ^= 1
+            yield io.BytesIO(data)
+
+    store = Bending()
+    (root / "a").write_bytes(os.urandom(MEGABYTE))
+    (root / "big").write_bytes(os.urandom(9 * MEGABYTE))
+    output = publish(store, root, layout)
+    store.bend = True
+    download(store, output, ["**"], Place(target))
+    assert not store.bend
+    assert sorted(path.name for path in target.iterdir()) == ["a", "big"]
+    for name in ("a", "big"):
+        assert (target / name).read_bytes() == (root / name).read_bytes()
+
+
 def test_two_downloads_of_a_large_file_do_not_mix(root: Path, target: Path) -> None:
     store = Watched()
     (root / "big").write_bytes(os.urandom(9 * MEGABYTE))
