@@ -50,6 +50,16 @@ def _at_home(path: Path) -> Path:
         raise ValueError(f"{str(path)!r}: {error}") from None
 
 
+def _no_credentials(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name.startswith("AWS_"):
+            raise ValueError(
+                f"{name} may hold credentials of the agent's, which no task gets: put those of a "
+                "task into its own env"
+            )
+    return names
+
+
 class _TomlFile(TomlConfigSettingsSource):
     """A file of settings: the paths in it are relative to its folder."""
 
@@ -146,7 +156,7 @@ class Config(BaseSettings):
     images_low: Annotated[float, Field(gt=0, le=100)] = Field(
         75.0, description="Percent of the disk used at which no more images are removed."
     )
-    pass_env: tuple[str, ...] = Field(
+    pass_env: Annotated[tuple[str, ...], AfterValidator(_no_credentials)] = Field(
         ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"),
         description="Variables of the agent's environment that commands get to see.",
     )

@@ -255,13 +255,15 @@ def test_many_agents_publish_each_task_exactly_once(rig: Rig) -> None:
 def test_the_command_sees_only_the_allowed_environment(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for name in ("SECRET_ACCESS_KEY", "SESSION_TOKEN", "CONTAINER_CREDENTIALS_FULL_URI", "PROFILE"):
+        monkeypatch.setenv(f"AWS_{name}", "secret")
     with rig.agent():
         task = rig.submit({"run": "env", "env": {"MINE": "1"}}, env={"BOTH": "2"})
         rig.finish(task)
     names = {line.split("=")[0] for line in rig.log(task).decode().splitlines()}
     assert {"MINE", "BOTH", "PATH", "SIMAGENT_TASK_ID", "SIMAGENT_EPOCH"} <= names
-    assert "AWS_SECRET_ACCESS_KEY" not in names
+    assert [name for name in names if name.startswith("AWS_")] == []
+    assert b"secret" not in rig.log(task)
     assert os.environ["AWS_SECRET_ACCESS_KEY"]
 
 

@@ -167,3 +167,8 @@ def test_tasks_run_programs_of_a_machine_that_is_theirs_alone_or_that_says_so() 
     for fleet in ({"store": "s3://bucket"}, {"queue": "sqs://simagent-{group}"}):
         assert not load_config(None, **fleet).process_allowed
         assert load_config(None, **fleet, allow_process=True).process_allowed
+
+
+def test_credentials_of_the_agent_are_no_variables_for_tasks() -> None:
+    with pytest.raises(ConfigError, match=r"^pass_env: AWS_SESSION_TOKEN may hold credentials"):
+        load_config(None, pass_env=("PATH", "AWS_SESSION_TOKEN"))
