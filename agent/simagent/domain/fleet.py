@@ -36,7 +36,7 @@ class Heartbeat(Record):
     runtimes: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     slots: int = 1
-    free: int = 0
+    free: int = 1
     draining: bool = False
     tasks: tuple[Carried, ...] = ()
     started: float = 0.0
@@ -46,7 +46,7 @@ class Heartbeat(Record):
         """What it does: `idle`, `busy` or `draining`."""
         if self.draining:
             return "draining"
-        return "busy" if self.tasks else "idle"
+        return "busy" if self.tasks or self.free < self.slots else "idle"
 
 
 class Refused(Record):

@@ -21,7 +21,7 @@ class Doing:
     """What an agent does: the attempts it carries on, and how many slots are free."""
 
     slots: int = 1
-    free: int = 0
+    free: int = 1
     draining: bool = False
     tasks: tuple[Carried, ...] = ()
 
