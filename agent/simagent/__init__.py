@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from simagent.api import (
         AgentInfo,
+        Array,
         Client,
         ClientError,
         ConfigError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentInfo",
+    "Array",
     "Client",
     "ClientError",
     "ConfigError",

@@ -32,7 +32,7 @@ class Shelf:
         for number in range(_OLD):
             status = {70: "running", 170: "queued", 171: "deleted"}.get(number, "succeeded")
             at = self.clock.wall() - number
-            spec = {"commands": ["true"], "name": f"n{number}", "tags": {"ten": str(number % 10)}}
+            spec: dict[str, object] = {"name": f"n{number}", "tags": {"ten": str(number % 10)}}
             task = place(good, status, id=f"T{number:04d}", spec=spec, submitted_at=at)
             self.store.put(keys.index_entry("default", task.id, at), b"")
             if status not in ("running", "queued"):

@@ -1,6 +1,7 @@
 """The Python client: what `from simagent import Client` gives, and the command line stands on."""
 
 from simagent.api.agents import AgentInfo
+from simagent.api.array import Array
 from simagent.api.client import Client
 from simagent.api.fields import SpecFields
 from simagent.api.task import Listing, Task
@@ -18,6 +19,7 @@ from simagent.ports.store import StoreError, StoreRefusedError, StoreUnavailable
 
 __all__ = [
     "AgentInfo",
+    "Array",
     "Client",
     "ClientError",
     "ConfigError",

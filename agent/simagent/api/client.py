@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from simagent.api.agents import DAY, TOLERANCE, AgentInfo
+from simagent.api.array import Array
 from simagent.api.reading import Duration, to_seconds
 from simagent.api.specs import Wanted, to_spec
 from simagent.api.task import Task
@@ -139,6 +140,46 @@ class Client:
         self._tasks.check(spec, base=folder if base is None else Path(base), task_id=task_id)
         return spec
 
+    def submit_array(
+        self,
+        task: Wanted = None,
+        /,
+        *,
+        size: int | None = None,
+        array_id: str | None = None,
+        base: Path_ | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        **fields: "Unpack[SpecFields]",
+    ) -> Array:
+        """Submit the same task ``size`` times, told apart by SIMAGENT_ARRAY_INDEX, from 0.
+
+        As `submit` does, but that the inputs are sent once for all of them; ``on_progress`` is
+        told how many are submitted. With the ``array_id`` of an interrupted submission of the
+        same spec it goes on with that. Raises `UsageError`.
+        """
+        if size is not None:
+            fields = {**fields, "array": {"size": size}}
+        spec, folder = to_spec(task, fields, self._config)
+        keys = self._tasks.submit_array(
+            spec,
+            base=folder if base is None else Path(base),
+            array_id=array_id,
+            on_progress=on_progress or (lambda _done: None),
+        )
+        return self.array(keys.id)
+
+    def array(self, array_id: str) -> Array:
+        """Give the handle of an array by its id. Raises `ClientError` where there is none."""
+        found = self.find_array(array_id)
+        if found is None:
+            raise ClientError(f"there is no array {array_id} in project {self.project}")
+        return found
+
+    def find_array(self, array_id: str) -> Array | None:
+        """Give the handle of an array; None where there is none of that id."""
+        record = self._tasks.arrays.find(self._tasks.task(array_id).id)
+        return Array(self._get_tasks, array_id, record) if record else None
+
     def task(self, task_id: str) -> Task:
         """Give the handle of a task by its id; nothing is read. Raises `UsageError`."""
         return Task(self._get_tasks, self._tasks.task(task_id))
@@ -149,19 +190,24 @@ class Client:
         status: str | Iterable[str] | None = None,
         name: str | None = None,
         tag: str | Iterable[str] | Mapping[str, str] | None = None,
+        array: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Task]:
         """Walk the project's tasks, the newest first, as far as they match all that is given.
 
         ``status`` is one or several statuses (without it, deleted tasks are left out), ``name`` a
-        glob, ``tag`` one or several "key=value", or a dict; ``limit`` ends the walk after so many.
-        Each has what it was when it was listed in `Task.last_state`. Raises `UsageError`.
+        glob, ``tag`` one or several "key=value", or a dict; those of an ``array`` come by their
+        indexes; ``limit`` ends the walk after so many. Each has what it was when it was listed
+        in `Task.last_state`. Raises `UsageError`.
         """
         statuses = frozenset(_status(text) for text in _several(status))
         pairs = dict(tag) if isinstance(tag, Mapping) else dict(map(_tag, _several(tag)))
         if limit is not None and limit < 0:
             raise UsageError(f"limit: {limit} is less than none: give a number of tasks")
-        rows = self._tasks.list(Listable(statuses=statuses, name=name, tags=pairs), limit)
+        if array is not None:
+            self.array(array)
+        wanted = Listable(statuses=statuses, name=name, tags=pairs)
+        rows = self._tasks.list(wanted, limit, array=array)
         return (Task(self._get_tasks, row.task, spec=row.spec, state=row.state) for row in rows)
 
     def prune(self, *, older_than: Duration) -> Iterator[str]:

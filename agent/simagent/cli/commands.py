@@ -76,19 +76,20 @@ def drain(
 def submit(
     config: "Config",
     spec: SpecFile,
+    *,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Print the log, exit with the outcome.")
     ] = False,
     task_id: NewId = None,
+    array: Annotated[
+        int | None, typer.Option("--array", metavar="N", min=1, help="Submit it N times.")
+    ] = None,
+    as_json: Json = False,
 ) -> int:
-    """Submit a task; prints its id, and nothing else.
-
-    \b
-    id=$(simagent submit task.toml)
-    """
+    """Submit a task; prints its id, and nothing else: id=$(simagent submit task.toml)"""
     from simagent.cli.tasks import submit_task
 
-    return submit_task(config, spec, follow=follow, task_id=task_id)
+    return submit_task(config, spec, follow=follow, task_id=task_id, array=array, as_json=as_json)
 
 
 @command(app, "wait")
@@ -114,6 +115,9 @@ def list_(
     tag: Annotated[
         list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="Only tasks tagged so.")
     ] = None,
+    array: Annotated[
+        str | None, typer.Option("--array", metavar="ID", help="Only tasks of this array.")
+    ] = None,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=0, help="At most so many; 0: all of them.")
     ] = 50,
@@ -127,7 +131,13 @@ def list_(
     from simagent.cli.listing import list_tasks
 
     list_tasks(
-        config, statuses=status or [], name=name, tags=tag or [], limit=limit, as_json=as_json
+        config,
+        statuses=status or [],
+        name=name,
+        tags=tag or [],
+        array=array,
+        limit=limit,
+        as_json=as_json,
     )
 
 

@@ -16,9 +16,21 @@ def download_outputs(
     config: Config, task_id: str, patterns: Sequence[str], folder: Path | None
 ) -> None:
     """Fetch the outputs that match, and list them."""
-    task = open_client(config).task(task_id)
-    for line in fetch(task, patterns, folder or Path(task_id)):
-        put(line)
+    client = open_client(config)
+    array, folder = client.find_array(task_id), folder or Path(task_id)
+    if array is None:
+        for line in fetch(client.task(task_id), patterns, folder):
+            put(line)
+        return
+    missing = 0
+    for index, task in enumerate(array):
+        if task.state.output is None:
+            missing += 1
+            continue
+        for line in fetch(task, patterns, folder / str(index)):
+            put(line)
+    if missing:
+        say(f"{missing} of {len(array)} tasks have no outputs: `simagent list --array {array.id}`")
 
 
 def fetch(task: Task, patterns: Sequence[str], folder: Path) -> Iterator[str]:

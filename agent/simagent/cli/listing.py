@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from simagent.api import State, Task, UsageError
+from simagent.api import Array, State, Task, UsageError
 from simagent.api.report import describe
 from simagent.cli.opening import open_client
 from simagent.cli.text import coloured, columns, moment, printable, put, put_json, seconds
@@ -15,12 +15,15 @@ def list_tasks(
     statuses: Sequence[str],
     name: str | None,
     tags: Sequence[str],
+    array: str | None,
     limit: int,
     as_json: bool,
 ) -> None:
     """Print the tasks that match all that was asked for."""
     try:
-        found = open_client(config).tasks(status=statuses, name=name, tag=tags, limit=limit or None)
+        found = open_client(config).tasks(
+            status=statuses, name=name, tag=tags, array=array, limit=limit or None
+        )
     except UsageError as error:
         raise UsageError(f"--{error}") from None
     tasks = [(task, task.last_state or task.state) for task in found]
@@ -39,11 +42,27 @@ def list_tasks(
 
 def show_task(config: Config, task_id: str, *, as_json: bool) -> None:
     """Print all about one task."""
-    task = open_client(config).task(task_id)
+    client = open_client(config)
+    array = client.find_array(task_id)
+    if array is not None:
+        _show_array(array, as_json=as_json)
+        return
+    task = client.task(task_id)
     if as_json:
         put_json(task.describe())
     else:
         put(task.show(paint=coloured))
+
+
+def _show_array(array: Array, *, as_json: bool) -> None:
+    """Print how many tasks of an array stand how."""
+    counts = array.counts()
+    if as_json:
+        put_json({"array": array.id, "name": array.name, "size": len(array), "counts": counts})
+        return
+    put(f"array {array.id}{': ' if array.name else ''}{printable(array.name)}")
+    for line in columns([(status, str(count)) for status, count in counts.items()]):
+        put(line)
 
 
 def _cells(task: Task, state: State) -> tuple[str, ...]:

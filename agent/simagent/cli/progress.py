@@ -26,19 +26,26 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(name: str, total: int | None = None) -> Iterator[Bar | None]:
-    """Show a bar while inside; None where nobody would see it."""
+def progress_bar(
+    name: str, total: int | None = None, *, counts: bool = False
+) -> Iterator[Bar | None]:
+    """Show a bar while inside; None where nobody would see it. It ``counts`` things, or bytes."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TransferSpeedColumn,
+    )
 
     shown = Progress(
         name,
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *((MofNCompleteColumn(),) if counts else (DownloadColumn(), TransferSpeedColumn())),
         console=Console(stderr=True),
         transient=True,
     )

@@ -1,7 +1,7 @@
 """Commands that act on tasks: submit, wait, kill, retry, delete, prune."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import typer
 from simagent.api import Client, Spec, State, Status, Task, UsageError
 from simagent.api.reading import to_seconds
 from simagent.api.report import describe, headline, tail
+from simagent.api.specs import read_spec
 from simagent.cli.following import relay
 from simagent.cli.opening import open_client
 from simagent.cli.progress import progress_bar
@@ -17,9 +18,27 @@ from simagent.cli.text import coloured, put, put_json, say
 from simagent.config import Config
 
 
-def submit_task(config: Config, path: Path, *, follow: bool, task_id: str | None) -> int:
-    """Submit a task; print its id, or follow it to its end."""
-    task = send(open_client(config), path, task_id=task_id)
+def submit_task(
+    config: Config,
+    path: Path,
+    *,
+    follow: bool,
+    task_id: str | None,
+    array: int | None,
+    as_json: bool,
+) -> int:
+    """Submit a task, or an array of them; print its id, or follow it to its end."""
+    client = open_client(config)
+    spec, base = read_spec(path, config)
+    if array is not None or spec.array is not None:
+        size = spec.array.size if array is None and spec.array else array
+        if follow:
+            raise UsageError("--follow: an array has many logs: wait for it, or follow one task")
+        return _submit_array(client, spec, base, size or 0, task_id, as_json=as_json)
+    task = send(client, spec, base=base, task_id=task_id)
+    if as_json and not follow:
+        put_json({"task": task.id})
+        return 0
     if not follow:
         put(task.id)
         return 0
@@ -29,6 +48,25 @@ def submit_task(config: Config, path: Path, *, follow: bool, task_id: str | None
     for line in (*headline(task, state, task.spec, coloured), *tail(state)):
         say(line)
     return exit_code(state)
+
+
+def _submit_array(
+    client: Client, spec: Spec, base: Path, size: int, array_id: str | None, *, as_json: bool
+) -> int:
+    """Submit an array, with a bar on a terminal; print its id."""
+    with progress_bar("tasks", size, counts=True) as bar:
+        array = client.submit_array(
+            spec,
+            size=size,
+            base=base,
+            array_id=array_id,
+            on_progress=None if bar is None else lambda done: bar.reach(done, size),
+        )
+    if as_json:
+        put_json({"array": array.id, "tasks": [task.id for task in array]})
+    else:
+        put(array.id)
+    return 0
 
 
 def send(
@@ -54,8 +92,7 @@ def wait_for(config: Config, task_ids: Sequence[str], *, as_json: bool) -> int:
     """Wait for each task; print how it ended."""
     client = open_client(config)
     ended = []
-    for task in [client.task(task_id) for task_id in task_ids]:
-        state = task.wait()
+    for task, state in _ends(client, task_ids):
         ended.append((task, state))
         if not as_json:
             put(" ".join(filter(None, (task.id, state.status, state.reason or ""))))
@@ -64,12 +101,29 @@ def wait_for(config: Config, task_ids: Sequence[str], *, as_json: bool) -> int:
     return max(exit_code(state) for _, state in ended)
 
 
+def _ends(client: Client, task_ids: Sequence[str]) -> Iterator[tuple[Task, State]]:
+    """Wait for tasks, one after the other, and for those of arrays as they end."""
+    for task_id in task_ids:
+        array = client.find_array(task_id)
+        if array is not None:
+            yield from array.wait()
+        else:
+            task = client.task(task_id)
+            yield task, task.wait()
+
+
 def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) -> None:
     """Ask for the end of tasks; print what came of it."""
     with _options():
         within = None if grace is None else to_seconds("grace", grace)
     client = open_client(config)
-    for task in [client.task(task_id) for task_id in task_ids]:
+    for task_id in task_ids:
+        array = client.find_array(task_id)
+        if array is not None:
+            with _options():
+                put(f"{array.id}: {counted(array.kill(grace=grace))}")
+            continue
+        task = client.task(task_id)
         before = task.state
         state = task.kill(grace=within)
         if before.terminal:
@@ -96,9 +150,9 @@ def retry_task(config: Config, task_id: str) -> None:
 def delete_tasks(config: Config, task_ids: Sequence[str]) -> None:
     """Delete tasks; print each."""
     client = open_client(config)
-    for task in [client.task(task_id) for task_id in task_ids]:
-        task.delete()
-        put(f"{task.id} deleted")
+    for task_id in task_ids:
+        (client.find_array(task_id) or client.task(task_id)).delete()
+        put(f"{task_id} deleted")
 
 
 def prune_tasks(config: Config, *, older_than: str, yes: bool) -> None:
@@ -115,6 +169,11 @@ def prune_tasks(config: Config, *, older_than: str, yes: bool) -> None:
         put(f"{task_id} deleted")
         count += 1
     say(f"{count} tasks deleted")
+
+
+def counted(counts: Mapping[Status, int]) -> str:
+    """Write how many tasks stand how."""
+    return ", ".join(f"{count} {status}" for status, count in counts.items()) or "no tasks"
 
 
 def exit_code(state: State) -> int:

@@ -74,14 +74,19 @@ class Listing:
         self._calls = calls
         self._project = project
 
-    def rows(self, wanted: Wanted, limit: int | None = None) -> Iterator[Listed]:
-        """Walk the tasks that are wanted, newest first, up to ``limit``."""
-        few = self._open() if wanted.only_open else None
-        if few is not None:
+    def rows(
+        self, wanted: Wanted, limit: int | None = None, among: Iterable[TaskKeys] | None = None
+    ) -> Iterator[Listed]:
+        """Walk the tasks that are wanted, newest first, up to ``limit``.
+
+        Or those ``among`` some, in their order.
+        """
+        few = self._open() if wanted.only_open and among is None else None
+        if among is not None:
+            rows: Iterable[Listed] = (r for r in self._read(among, wanted) if r is not None)
+        elif few is not None:
             found = (row for row in self._read(few, wanted) if row is not None)
-            rows: Iterable[Listed] = sorted(
-                found, key=lambda row: (-row.state.submitted_at, row.task.id)
-            )
+            rows = sorted(found, key=lambda row: (-row.state.submitted_at, row.task.id))
         else:
             rows = self._walk(wanted, limit)
         return islice(rows, limit)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from simagent.client.agents import Agents
+from simagent.client.arrays import Arrays
 from simagent.client.attention import call_quietly
 from simagent.client.calls import Calls, Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
@@ -17,9 +18,10 @@ from simagent.client.removal import Removal
 from simagent.client.submission import Submission
 from simagent.client.syncing import Fetched, Sync
 from simagent.domain import keys, mutations
+from simagent.domain.arrays import check_array_id
 from simagent.domain.fleet import Heartbeat, Refused
 from simagent.domain.ids import check_id, new_id
-from simagent.domain.keys import STREAMS, Stream, TaskKeys
+from simagent.domain.keys import STREAMS, ArrayKeys, Stream, TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import OUTCOMES, State, Status
 from simagent.domain.support import unsupported
@@ -60,6 +62,7 @@ class Tasks:
         self._listing = Listing(self._calls, project)
         self._removal = Removal(self._calls, self._listing)
         self.agents = Agents(self._calls)
+        self.arrays = Arrays(self._calls, open_queue, project)
 
     def task(self, task_id: str) -> TaskKeys:
         """Name a task of the project. Raises `UsageError`."""
@@ -84,6 +87,8 @@ class Tasks:
         is told the bytes of each piece sent; less than none where one is sent again. Raises
         `UsageError`: nothing was written then.
         """
+        if spec.array is not None:
+            raise UsageError("array: these are many tasks: submit them as an array")
         stored, bodies = self.check(spec, base=base, task_id=task_id)
         task = TaskKeys(spec.project, self._id(task_id))
         if on_progress is not None:
@@ -93,6 +98,32 @@ class Tasks:
         except (InputChangedError, OSError) as error:
             raise ClientError(f"task {task.id} is not complete: {error}") from None
         return task
+
+    def submit_array(
+        self,
+        spec: Spec,
+        *,
+        base: Path,
+        array_id: str | None = None,
+        on_progress: Callable[[int], None] = lambda _done: None,
+    ) -> ArrayKeys:
+        """Submit the tasks of an array, or go on with an interrupted submission, as `submit` does.
+
+        ``on_progress`` is told how many are submitted. Raises `UsageError`.
+        """
+        if spec.array is None:
+            raise UsageError("array: it has no size: how many tasks shall there be?")
+        stored, bodies = self.check(spec, base=base, task_id=array_id)
+        array_id = self._id(array_id)
+        try:
+            array = ArrayKeys(spec.project, check_array_id(array_id, spec.array.size))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        try:
+            self.arrays.submit(array, stored, bodies, on_progress=on_progress)
+        except (InputChangedError, OSError) as error:
+            raise ClientError(f"array {array.id} is not complete: {error}") from None
+        return array
 
     def check(
         self, spec: Spec, *, base: Path, task_id: str | None = None
@@ -104,6 +135,8 @@ class Tasks:
         if task_id is not None:
             self.task(task_id)
         refusals = list(unsupported(spec))
+        if spec.array is not None and (spec.array.id, spec.array.index) != (None, None):
+            refusals.append("array: id and index are set when it is submitted: give its size alone")
         if refusals:
             raise UsageError("\n".join(refusals))
         try:
@@ -120,7 +153,12 @@ class Tasks:
             raise ClientError(f"task {task.id} has not ended: wait for it, or kill it first")
         spec = self.spec(task)
         uploaded = [int(i.source.rpartition("/")[2]) for i in spec.inputs if i.scheme == "upload"]
-        bodies: dict[int, Body] = {n: partial(self._read, task.input(n)) for n in uploaded}
+        place: TaskKeys | ArrayKeys = task
+        if spec.array is not None and spec.array.id is not None:  # by itself from now on
+            place = ArrayKeys(task.project, spec.array.id)
+            alone = spec.array.model_copy(update={"id": None})
+            spec = spec.model_copy(update={"array": alone})
+        bodies: dict[int, Body] = {n: partial(self._read, place.input(n)) for n in uploaded}
         again = TaskKeys(task.project, self._id(None))
         self._submission.submit(again, spec, bodies, retry_of=task.id)
         return again
@@ -183,9 +221,15 @@ class Tasks:
             call_quietly(self._ledger.store, self._clock, task)
         return state
 
-    def list(self, wanted: Wanted = EVERY, limit: int | None = None) -> Iterator[Listed]:
-        """Walk the project's tasks that are wanted, newest first, up to ``limit``."""
-        return self._listing.rows(wanted, limit)
+    def list(
+        self, wanted: Wanted = EVERY, limit: int | None = None, *, array: str | None = None
+    ) -> Iterator[Listed]:
+        """Walk the project's tasks that are wanted, newest first, up to ``limit``.
+
+        Those of an ``array`` by their indexes.
+        """
+        among = None if array is None else self.arrays.tasks(array)
+        return self._listing.rows(wanted, limit, among)
 
     def download(
         self,
@@ -260,9 +304,11 @@ class Tasks:
     def prune(self, *, older_than: float) -> Iterator[TaskKeys]:
         """Delete the tasks that ended more than ``older_than`` seconds ago; yield each.
 
-        Finishes deletes that were interrupted, and removes tombstones after 30 days.
+        Finishes deletes that were interrupted, removes tombstones after 30 days, and what the tasks
+        of an array shared once the last of them is gone.
         """
-        return self._removal.prune(older_than=older_than)
+        yield from self._removal.prune(older_than=older_than)
+        self.arrays.tidy_all()
 
     def _id(self, task_id: str | None) -> str:
         return self.task(task_id).id if task_id else new_id(self._clock.wall())

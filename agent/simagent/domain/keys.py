@@ -70,6 +70,36 @@ class TaskKeys:
         return AttemptKeys(f"{self.root}a/{epoch}/")
 
 
+ARRAY_RECORD = "array.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayKeys:
+    """The keys of what the tasks of an array share."""
+
+    project: str
+    id: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of all that belongs to the array, but for its tasks."""
+        return f"{arrays_prefix(self.project)}{self.id}/"
+
+    @property
+    def record(self) -> str:
+        """How many tasks there are, and what they have in common; immutable."""
+        return self.root + ARRAY_RECORD
+
+    @property
+    def complete(self) -> str:
+        """There once all inputs are."""
+        return self.root + "complete.json"
+
+    def input(self, number: int) -> str:
+        """The archive of an input of all its tasks."""
+        return f"{self.root}inputs/{number}.zip"
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptKeys:
     """The keys that one attempt writes, all beneath its epoch."""
@@ -125,6 +155,11 @@ class AttemptKeys:
     def manifest(self) -> str:
         """The outputs' paths, sizes and checksums; written last."""
         return self.root + "manifest.json"
+
+
+def arrays_prefix(project: str) -> str:
+    """Prefix of a project's arrays."""
+    return f"p/{project}/arrays/"
 
 
 OPEN = "open/"

@@ -207,6 +207,12 @@ class Array(Part):
     """The same task many times, told apart by SIMAGENT_ARRAY_INDEX."""
 
     size: Annotated[int, Field(ge=1, le=100_000)] = Field(description="Number of tasks.")
+    id: Annotated[str, AfterValidator(check_id)] | None = Field(
+        None, description="The array a task is of: set when it is submitted."
+    )
+    index: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Which of its tasks it is, from 0: set when it is submitted."
+    )
 
 
 class Spec(Part):

@@ -9,7 +9,6 @@ _PLANNED = (
     "watches",
     "progress",
     "priority",
-    "array",
     "depends_on",
     "expires_at",
     "retention",

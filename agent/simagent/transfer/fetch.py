@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from simagent.domain.keys import TaskKeys
+from simagent.domain.keys import ArrayKeys, TaskKeys
 from simagent.domain.spec import Input
 from simagent.domain.state import Output, Timing
 from simagent.ports.clock import Clock, Waitable
@@ -36,7 +36,8 @@ class Sources:
     """
 
     store: Store
-    keys: TaskKeys
+    keys: TaskKeys | ArrayKeys
+    """Where inputs lie that were uploaded."""
     resolve_task: Callable[[str], Output | None]
     clock: Clock
     wake: Waitable

@@ -49,6 +49,9 @@ def _env(spec: Spec, command: Command, journal: Journal) -> dict[str, str]:
         "SIMAGENT_EPOCH": str(entry.epoch),
         "SIMAGENT_RESTART": "0" if entry.attempt.restart is None else "1",
     }
+    if spec.array is not None and spec.array.index is not None:
+        own["SIMAGENT_ARRAY_INDEX"] = str(spec.array.index)
+        own["SIMAGENT_ARRAY_SIZE"] = str(spec.array.size)
     return {**spec.env, **command.env, **own}
 
 

@@ -1,6 +1,6 @@
 """PREPARING: lay the inputs into the task's folder."""
 
-from simagent.domain.keys import TaskKeys
+from simagent.domain.keys import ArrayKeys, TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import Checkpoint, Output
 from simagent.ledger import CorruptError, TooNewError
@@ -35,7 +35,7 @@ def prepare(
     """
     sources = Sources(
         store=ctx.ledger.store,
-        keys=journal.entry.keys,
+        keys=_inputs_of(spec, journal.entry.keys),
         resolve_task=lambda task: _output_of(ctx, TaskKeys(journal.entry.project, task)),
         clock=ctx.clock,
         wake=orders.wake,
@@ -73,6 +73,12 @@ def prepare(
             Snapshot(found.marks).save(journal.kept)
         journal.write(prepared=True, attempt=laying.told())
         return
+
+
+def _inputs_of(spec: Spec, task: TaskKeys) -> TaskKeys | ArrayKeys:
+    """Tell whose uploaded inputs a task has: its own, or those of its array."""
+    shared = spec.array is not None and spec.array.id
+    return ArrayKeys(task.project, shared) if shared else task
 
 
 def _output_of(ctx: Context, task: TaskKeys) -> Output | None:
