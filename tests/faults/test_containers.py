@@ -15,6 +15,7 @@ from engines.dockerd import Engine
 from engines.registry import Registry
 from faults.boxes import BoxLab, make_image
 from faults.lab import LONG, PATIENCE, Measured, Stopwatch
+from faults.test_checkpoints import counting, whole
 from faults.test_engines import Timer, needs_mount, small_disk
 
 RUNTIMES = ("docker", "apptainer")
@@ -132,6 +133,21 @@ def test_kill_9_at_every_point_of_images_and_containers(machine: Start) -> None:
         results = list(pool.map(run, chosen))
     assert not (failures := [r for r in results if isinstance(r, str)]), "\n".join(failures)
     assert sum(map(bool, results)) >= 0.8 * len(chosen)
+
+
+def test_what_a_lost_container_had_made_is_laid_into_the_next_one(boxes: BoxLab) -> None:
+    task = counting(boxes, 3)
+    first = boxes.start("first")
+    boxes.until(lambda: whole(boxes, task))
+    first.kill()
+    first.wait()
+    boxes.go()
+    boxes.start("second")
+    state = boxes.finish(task)
+    # The payload fails where it may not write to the files that were laid back.
+    assert (state.status, state.attempts[-1].restart) == ("succeeded", 1)
+    boxes.start("first")  # its machine is back: it ends its leftovers
+    boxes.check()
 
 
 @pytest.mark.full
