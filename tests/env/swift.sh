@@ -37,7 +37,7 @@ run_server account "$2"
 run_server container "$3"
 run_server object "$4"
 
-filters="catch_errors cache listing_formats s3api tempauth bulk slo dlo versioned_writes"
+filters="catch_errors cache listing_formats s3api tempauth bulk slo dlo symlink versioned_writes"
 {
     defaults "$1"
     printf '[pipeline:main]\npipeline = %s proxy-server\n' "$filters"
