@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-system test-fleet faults chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
+.PHONY: help run test test-system test-fleet faults fleet-faults thousands chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -48,6 +48,15 @@ test-fleet: $(VENV)/ready-to-develop ## Run fleets of agents on servers of S3 an
 faults: $(VENV)/ready-to-develop ## Run all of the fault suite
 	@PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_FAULTS_FULL=1 \
 		pytest -n $(WORKERS) tests/faults $(PYTEST_ARGS)
+
+# All of what `make test-fleet` runs a choice of: every fault at every step takes most of an hour.
+fleet-faults: $(VENV)/ready-to-develop ## Run all faults over S3 and SQS
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_FAULTS_FULL=1 \
+		pytest -n $(WORKERS) tests/fleet/test_faults.py $(PYTEST_ARGS)
+
+thousands: $(VENV)/ready-to-develop ## Run 2,000 tasks over S3 and SQS, killing agents
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_TEST_FLEET_TASKS=2000 \
+		pytest -s tests/fleet/test_thousands.py $(PYTEST_ARGS)
 
 chaos: $(VENV)/ready-to-develop ## Kill agents at random for five minutes, under 50 tasks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_FAULTS_FULL=1 SIMAGENT_CHAOS_SECONDS=300 \

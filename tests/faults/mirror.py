@@ -85,13 +85,6 @@ class Mirror:
         """List what stands for tasks that have not ended."""
         return [key for key in self._listed("open/") if key.count("/") == 2]
 
-    def uploads(self) -> list[str]:
-        """List the uploads in parts that were begun, and neither completed nor given up."""
-        answer = self._s3.list_multipart_uploads(
-            Bucket=self._servers.bucket, Prefix=self._servers.prefix
-        )
-        return [upload["Key"] for upload in answer.get("Uploads", [])]
-
     def bells(self) -> int:
         """Count the messages: visible, hidden and delayed."""
         url = self._sqs.get_queue_url(QueueName=self._servers.queue)["QueueUrl"]

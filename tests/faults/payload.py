@@ -132,6 +132,12 @@ def known(account: Account, number: float) -> None:
     account.make("empty", b"")
 
 
+def quick(account: Account, number: float) -> None:
+    """Write a line and a file, and be done."""
+    account.say(1, b"quick\n")
+    account.make("result.txt", b"%d\n" % number)
+
+
 def tick(account: Account, number: float) -> None:
     """Print lines for ``number`` seconds, then write a file."""
     end = time.monotonic() + number
@@ -257,7 +263,7 @@ def children(account: Account, number: float) -> None:
     account.say(1, b"it ended\n")
 
 
-_QUIET = (known, counting, tick, until, children, flood, strange)
+_QUIET = (known, counting, quick, tick, until, children, flood, strange)
 _HOSTILE = (stubborn, daemonise, fork, eat, fill, assassin)
 MODES: dict[str, Callable[[Account, float], None]] = {
     mode.__name__: mode for mode in (*_QUIET, *_HOSTILE)

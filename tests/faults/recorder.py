@@ -94,9 +94,6 @@ class Engines(Protocol):
     def markers(self) -> list[str]:
         """List what stands for tasks that have not ended."""
 
-    def uploads(self) -> list[str]:
-        """List what was begun to be stored, and is no object."""
-
     def bells(self) -> int:
         """Count the messages."""
 
@@ -116,10 +113,6 @@ class Embedded:
     def markers(self) -> list[str]:
         """List what stands for tasks that have not ended."""
         return [marker.name for marker in _find(self._run, "store/open/*/*")]
-
-    def uploads(self) -> list[str]:
-        """List nothing: a folder shows only what is whole."""
-        return []
 
     def bells(self) -> int:
         """Count the messages."""
@@ -298,8 +291,6 @@ class Recorder:
             yield f"container {name} is left: {what}"
         for marker in self._engines.markers():
             yield f"a marker is left: {marker}"
-        for upload in self._engines.uploads():
-            yield f"an upload is left: {upload}"
         for folder in _find(self._run, "*/attempts/*"):
             yield f"an attempt's folder is left: {folder.relative_to(self._run)}"
         if bells := self._engines.bells():

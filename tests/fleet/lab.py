@@ -54,10 +54,18 @@ class Fleet:
 class FleetLab(Lab):
     """Agents reach S3 and SQS by way of ``s3`` and ``sqs``; its client and the recorder do not."""
 
-    _watch_every = 0.5
-
-    def __init__(self, folder: Path, fleet: Fleet, s3: Proxy, sqs: Proxy, **times: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fleet: Fleet,
+        s3: Proxy,
+        sqs: Proxy,
+        *,
+        watch_every: float = 0.5,
+        **times: float,
+    ) -> None:
         self.fleet, self.s3, self.sqs = fleet, s3, sqs
+        self._watch_every = watch_every
         folder.mkdir(exist_ok=True)
         (folder / "servers").write_text(json.dumps(asdict(fleet.servers)))
         super().__init__(folder, **times)
@@ -90,7 +98,13 @@ class FleetLab(Lab):
         self.until(lambda: watch.running() >= seconds)
 
     def start(self, name: str = "state", **options: object) -> Any:
-        """Start an agent, which gives up waiting for an answer sooner than in earnest."""
+        """Start an agent, which gives up waiting for an answer sooner than in earnest.
+
+        ``direct`` is for one that has no proxies before it.
+        """
+        if options.pop("direct", False):
+            direct = self._engines_by(self.fleet.bucket.endpoint, self.fleet.moto.endpoint)
+            options["config"] = self._settings(name) | direct
         return super().start(name, **{"answer": ANSWER, "files": False} | options)
 
     def _settings(self, name: str) -> dict[str, Any]:
@@ -108,7 +122,14 @@ class FleetLab(Lab):
         }
 
 
-FLEET_TIMES = TIMES | {"bell_visibility": 4.0}
+FLEET_TIMES = TIMES | {
+    # Polls wait for whole seconds. An agent turns to its suspects at each heartbeat at least, and
+    # begins to watch anew after a pause of two renewals: a busy machine is to have room for that.
+    "lease_ttl": 9.0,
+    "renew_every": 2.0,
+    "heartbeat_every": 1.0,
+    "bell_visibility": 4.0,
+}
 
 
 class Labs:
@@ -119,7 +140,7 @@ class Labs:
         self._numbers = count()
 
     @contextmanager
-    def __call__(self, **times: float) -> Iterator[FleetLab]:
+    def __call__(self, *, watch_every: float = 0.5, **times: float) -> Iterator[FleetLab]:
         """Make a lab whose proxies harm nothing as yet."""
         bucket = self._make_bucket()
         with ExitStack() as held:
@@ -127,6 +148,6 @@ class Labs:
             sqs = held.enter_context(Proxy(self._moto.endpoint))
             fleet = Fleet.on(bucket, self._moto)
             folder = self._folder / str(next(self._numbers))
-            lab = FleetLab(folder, fleet, s3, sqs, **FLEET_TIMES | times)
+            lab = FleetLab(folder, fleet, s3, sqs, watch_every=watch_every, **FLEET_TIMES | times)
             held.enter_context(lab)
             yield lab
