@@ -134,7 +134,8 @@ def full(
         )
     if state.output:
         out = state.output
-        yield f"outputs: {out.files} files, {size(out.bytes)} ({size(out.archive_bytes)} packed)"
+        stored = f"{size(out.archive_bytes)} packed" if out.archive else "as single files"
+        yield f"outputs: {out.files} files, {size(out.bytes)} ({stored})"
     yield from tail(state)
 
 

@@ -111,15 +111,16 @@ class Laying:
             for last in (False, True):
                 had = os.fstat(part).st_size
                 try:
-                    checksum = self._append(part, known, extent, retry)
-                    if unpack is None:
+                    checksum = _checksum(part) if unpack is None else None
+                    self._append(part, known, extent, retry, checksum)
+                    if checksum is not None:
                         _check(known, checksum.hexdigest())
                         _finish(part, known)
                         self._rename(path, name)
-                        return
-                    with os.fdopen(os.dup(part), "rb") as file:
-                        self.write(path, known, unpack(file), tell=False)
-                    self._remove(_beside(path, name))
+                    elif unpack is not None:
+                        with os.fdopen(os.dup(part), "rb") as file:
+                            self.write(path, known, unpack(file), tell=False)
+                        self._remove(_beside(path, name))
                     return
                 except (ZipError, OutputChangedError):
                     if last or not had:
@@ -127,9 +128,15 @@ class Laying:
                         raise
                     os.ftruncate(part, 0)  # what was there already may be what is wrong
 
-    def _append(self, part: int, known: File, extent: Extent, retry: Retry) -> "hashlib._Hash":
-        """Fetch what is missing of an extent; give the checksum of all of it."""
-        checksum = _checksum(part)
+    def _append(
+        self,
+        part: int,
+        known: File,
+        extent: Extent,
+        retry: Retry,
+        checksum: "hashlib._Hash | None",
+    ) -> None:
+        """Fetch what is missing of an extent, into the checksum, too."""
         at = os.lseek(part, 0, os.SEEK_END)
         size = extent.end - extent.start
         self._told.kept(known.size * at // size)
@@ -137,10 +144,10 @@ class Laying:
         with closing(read_range(extent.store, extent.key, start, extent.end, retry)) as pieces:
             for piece in pieces:
                 write_all(part, piece)
-                checksum.update(piece)
+                if checksum is not None:
+                    checksum.update(piece)
                 before, at = at, at + len(piece)
                 self._told.progress(known.size * at // size - known.size * before // size)
-        return checksum
 
     @contextmanager
     def _part(self, path: str) -> Iterator[tuple[int, str]]:

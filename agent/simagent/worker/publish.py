@@ -90,12 +90,15 @@ def publish(
         )
     for note in uploaded.changed:
         log.warning("output changed while packed", task=entry.task, path=note.path, why=note.why)
-    stored = uploaded.output.archive_bytes or uploaded.output.bytes
-    # The archive is uploaded while it is packed: the two take the same time.
-    timeline.add("pack", uploaded.upload_seconds, uploaded.output.bytes)
+    output = uploaded.output
+    stored = output.archive_bytes
+    if output.layout == "archive":  # it is uploaded while it is packed: the two take the same time
+        timeline.add("pack", uploaded.upload_seconds, output.bytes)
+    else:
+        stored = output.bytes
     timeline.add("upload", uploaded.upload_seconds, stored)
     timeline.add("verify", uploaded.verify_seconds, stored)
-    return uploaded.output
+    return output
 
 
 def _log(journal: Journal, stream: Stream) -> Extra:
