@@ -396,6 +396,27 @@ def test_a_task_runs_with_its_store_in_s3(tmp_path: Path, bucket: Bucket) -> Non
     assert (tmp_path / "got" / "stdout.txt").read_text() == "given\n"
 
 
+def test_outputs_of_a_task_are_single_files_in_s3(tmp_path: Path, any_bucket: Bucket) -> None:
+    rig = FleetRig(tmp_path, any_bucket, allow_process=True)
+    command = {"run": "mkdir run; echo made > run/out.txt; seq 3", "shell": True}
+    with rig.agent():
+        first = rig.submit(command, outputs={"layout": "files"})
+        output = rig.finish(first, 60).output
+        second = rig.submit("cat run/out.txt", inputs=[f"task://{first.id}/run/*"])
+        assert rig.finish(second, 60).status == Status.SUCCEEDED
+    assert output is not None
+    store = open_store(rig.config())
+    names = [entry.key.removeprefix(output.folder) for entry in store.scan(output.folder)]
+    assert names == ["run/out.txt", "stderr.txt", "stdout.txt", "system_metrics.csv"]
+    assert store.get(f"{output.folder}run/out.txt").data == b"made\n"
+    assert rig.log(second) == b"made\n"
+    rig.client.download(first, ["run/"], tmp_path / "got")
+    assert (tmp_path / "got" / "run" / "out.txt").read_text() == "made\n"
+    assert b"".join(rig.client.files(first).tail("stdout.txt", lines=2, follow=False)) == b"2\n3\n"
+    rig.client.delete(first)
+    assert list(store.scan(output.folder)) == []
+
+
 def test_programs_of_the_machine_are_not_run_for_a_fleet_unasked(
     tmp_path: Path, bucket: Bucket
 ) -> None:

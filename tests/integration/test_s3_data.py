@@ -15,15 +15,19 @@ from typing import Any, Literal
 
 import pytest
 
+from fakes.certificates import certificate, serving
 from fakes.clock import FakeClock
 from fakes.s3 import Bucket
+from fakes.sqs_answers import SqsAnswers
 from simagent.config import load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Outputs
 from simagent.domain.state import Output
 from simagent.engines import open_queue, open_store
-from simagent.ports.queue import QueueError
+from simagent.ports.clock import SystemClock
+from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailableError
 from simagent.ports.store import PreconditionError, Store, StoreError
+from simagent.queues.sqs import SqsQueue
 from simagent.stores.s3 import S3Store
 from simagent.stores.s3_calls import Access
 from simagent.transfer.download import Place, download, once
@@ -305,3 +309,21 @@ def test_what_gives_credentials_may_be_away_for_minutes(
     role.down = True
     call()
     assert set(role.used[used:]) == {f"KEY{given}"}
+
+
+# A CA of one's own, for the queue
+
+
+def test_with_its_ca_sqs_is_trusted(tmp_path: Path) -> None:
+    file = certificate(tmp_path, "localhost")
+    with SqsAnswers(tls=serving(file)) as server:
+
+        def queue(ca_bundle: Path | None) -> SqsQueue:
+            where = {"region": "eu-west-1", "endpoint": server.endpoint}
+            return SqsQueue("q", "default", SystemClock(), ca_bundle=ca_bundle, **where)
+
+        with pytest.raises(QueueUnavailableError, match="sqs_ca_bundle"):
+            queue(None).find()
+        queue(file).find()
+        with pytest.raises(QueueRefusedError, match="sqs_ca_bundle: there is no file"):
+            queue(tmp_path / "nothing")
