@@ -34,6 +34,8 @@ from simagent.ports.setup import Way
 from simagent.ports.store import NotFoundError, StoreRefusedError
 from simagent.runtimes.sif_store import SifStore
 
+pytestmark = pytest.mark.timeout(300)  # whole tasks, one after the other
+
 MEGABYTE = 1 << 20
 PROJECT = "lab"
 
