@@ -31,7 +31,7 @@ _BUDGET = 2.0
 _QUERIES = (
     (),
     ("--status", "running"),
-    ("--status", "queued", "--name", "melt-9*"),
+    ("--status", "queued", "--name", "melt-7*"),
     ("--name", "melt-*", "--tag", "campaign=7"),
 )
 

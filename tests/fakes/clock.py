@@ -6,7 +6,7 @@ import select
 import threading
 from collections.abc import Callable
 
-from simagent.ports.clock import Waitable
+from simagent.ports.clock import SystemClock, Waitable
 
 
 class FakeClock:
@@ -70,3 +70,22 @@ def _ready(sources: tuple[Waitable, ...]) -> bool:
     for source in sources:
         poller.register(source.fileno(), select.POLLIN)
     return bool(poller.poll(0))
+
+
+class FastClock:
+    """The machine's clocks, so many times as fast: hours of threads that wait pass in seconds."""
+
+    def __init__(self, times: float) -> None:
+        self._times = times
+        self._real = SystemClock()
+        self._began = self._real.now()
+        self._wall = self._real.wall()
+
+    def now(self) -> float:
+        return self._began + (self._real.now() - self._began) * self._times
+
+    def wall(self) -> float:
+        return self._wall + self.now() - self._began
+
+    def wait(self, timeout: float | None, *sources: Waitable) -> bool:
+        return self._real.wait(None if timeout is None else timeout / self._times, *sources)

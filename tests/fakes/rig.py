@@ -72,12 +72,14 @@ class Rig:
         name: str = "state",
         *,
         until_empty: bool = False,
+        in_fleet: bool = False,
         change: Callable[[Context], Context] | None = None,
         **fields: object,
     ) -> Iterator[Agent]:
         """Run an agent in a thread; at the end it is drained, or what the test asked for before.
 
-        ``change`` may replace some of what it works with; ``fields`` are of its configuration.
+        ``change`` may replace some of what it works with; then only one ``in_fleet`` shows itself.
+        ``fields`` are of its configuration.
         """
         held = ExitStack()
         config = self.config(name).model_copy(update=fields)
@@ -86,7 +88,7 @@ class Rig:
             agent = open_agent(config, until_empty=until_empty)
         else:
             ctx = change(open_context(config))
-            agent = Agent(ctx, slots=config.slots, until_empty=until_empty)
+            agent = Agent(ctx, slots=config.slots, until_empty=until_empty, in_fleet=in_fleet)
         errors: list[BaseException] = []
 
         def run() -> None:

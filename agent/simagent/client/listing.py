@@ -15,7 +15,7 @@ from simagent.domain.state import TERMINAL, State, Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import NotFoundError, StoreRefusedError
 
-AT_A_TIME = 32
+AT_A_TIME = 16
 """Reads that are under way at the same time."""
 _FIRST, _MOST = 64, 2048
 """Rows that are read ahead: few at first, as the first ones may do."""
