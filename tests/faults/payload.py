@@ -173,7 +173,9 @@ def counting(account: Account, number: float) -> None:
             sys.exit("half a checkpoint")
         count = len(one) // 100_000
     account.say(1, b"from %d\n" % count)
-    while count < number or not account.goes():
+    done = False
+    while not done:  # once at least: then what an earlier attempt left is this one's, too
+        done = count + 1 >= number and account.goes()
         count += count < number
         for name in names:
             account.make(name, bytes([count]) * (100_000 * count))
