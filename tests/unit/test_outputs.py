@@ -401,3 +401,24 @@ def test_a_download_does_not_follow_links(
     with pytest.raises(NotADirectoryError):
         download(store, uploaded.output, ["run/*"], Place(tmp_path / "t"))
     assert list(outside.iterdir()) == []
+
+
+class _Losing(MemoryStore):
+    """A store that loses the first upload."""
+
+    lost = False
+
+    def upload(self, key: str, body: Body) -> Entry:
+        entry = super().upload(key, body)
+        if not self.lost:
+            self.lost = True
+            self.delete(key)
+        return entry
+
+
+def test_an_upload_that_is_lost_is_repeated(root: Path) -> None:
+    store = _Losing()
+    (root / "x").write_bytes(os.urandom(1000))
+    publish(store, root)
+    assert store.lost
+    assert archive_of(store) == {"x": (root / "x").read_bytes()}

@@ -181,10 +181,13 @@ def _is_there(store: Store, stored: Entry, archive: Archive) -> bool:
 
     It is read again, unless the store compared each part with its checksum as it came.
     """
-    if stored.checked:
-        found = store.head(stored.key)
-        return (found.size, found.etag) == (stored.size, stored.etag)
-    return _checksum(store, stored.key) == archive.sha256
+    try:
+        if stored.checked:
+            found = store.head(stored.key)
+            return (found.size, found.etag) == (stored.size, stored.etag)
+        return _checksum(store, stored.key) == archive.sha256
+    except NotFoundError:
+        return False
 
 
 def _checksum(store: Store, key: str) -> str:
