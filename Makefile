@@ -89,11 +89,11 @@ smoke: $(VENV)/ready-to-develop ## Run all simulators' smoke cases; smoke-NAME: 
 smoke-%: $(VENV)/ready-to-develop
 	@$(SHELF) smoke $*
 
-# FLEET_DIR and FLEET_NAME: another folder than build/fleet, and a fleet beside another.
-up: ## Start an agent in a container, that takes the tasks of build/fleet
+# FLEET_DIR, FLEET_NAME and FLEET_PORT: another folder than build/fleet, a fleet beside another.
+up: ## Start a small fleet in containers: two agents, an S3 and an SQS for trying
 	@containers/compose.sh up
 
-down: ## Stop it; its task goes back to the queue
+down: ## Remove it, with all tasks
 	@containers/compose.sh down
 
 lint: $(VENV)/ready-to-develop ## Check style, format and types

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Docker Compose with compose.yaml beside this file: `up` and `down` as make calls them, and whatever
-# else Compose knows, as `logs -f agent`. FLEET_DIR is the folder shared with the containers, FLEET_NAME
-# the name of the Compose project; FLEET_DOCKER=1 hands the engine to the agent.
+# else Compose knows, as `logs -f agent-1`. FLEET_DIR is the folder shared with the containers, FLEET_NAME
+# the name of the Compose project, FLEET_PORT that of S3 and SQS; FLEET_DOCKER=1 hands the engine to the
+# agents.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -25,7 +26,7 @@ why_not=$(timeout 20 docker version --format '{{.Server.Version}}' 2>&1 >/dev/nu
         "(systemctl start docker), or let yourself use it (adduser $(id -un) docker, a new login)"
 
 folder=${FLEET_DIR:-$here/../build/fleet}
-mkdir -p "$folder/container"
+mkdir -p "$folder/agents"
 FLEET_DIR=$(cd "$folder" && pwd)
 FLEET_USER=$(id -u):$(id -g)
 # The root of a rootless engine is the user who runs it.
@@ -41,6 +42,7 @@ if [ -n "${FLEET_DOCKER:-}" ]; then
     export FLEET_SOCKET FLEET_SOCKET_GROUP
     compose+=(--file "$here/compose.docker.yaml")
 fi
+agents=(agent-1 agent-2)
 
 see_to_base_image() {
     local base=debian:trixie-slim
@@ -48,9 +50,18 @@ see_to_base_image() {
         "$here/base-image.sh" trixie # no public registry can be reached
 }
 
-wait_for_agent() {
+build() {
+    see_to_base_image
+    "${compose[@]}" build aws-for-trying agent-1 # whose image is all agents'
+}
+
+container_of() {
+    "${compose[@]}" ps --quiet "$1"
+}
+
+wait_for() { # SERVICE
     local id
-    id=$("${compose[@]}" ps --all --quiet agent)
+    id=$("${compose[@]}" ps --all --quiet "$1")
     for ((seconds = 0; seconds < 30; seconds++)); do
         case $(docker inspect --format '{{.State.Health.Status}} {{.RestartCount}}' "$id") in
         healthy*) return 0 ;;
@@ -58,51 +69,70 @@ wait_for_agent() {
         esac
         sleep 1
     done
-    "${compose[@]}" logs --tail 20 agent >&2
-    fail "the agent does not start: above is its log"
+    "${compose[@]}" logs --tail 20 "$1" >&2
+    fail "$1 does not start: above is its log"
 }
 
-# Let the agent give its tasks back to the queue: with the container their commands end.
-give_back() {
-    local id
-    id=$("${compose[@]}" ps --quiet agent)
-    [ -n "$id" ] || return 0
-    for _ in first second; do
-        docker kill --signal INT "$id" >/dev/null 2>&1 || return 0 # it does not run
+# Let agents give their tasks back to the queue: with their containers the commands end.
+give_back() { # SERVICES
+    local service id ids=()
+    for service; do
+        id=$(container_of "$service")
+        [ -z "$id" ] || ids+=("$id")
     done
-    timeout 60 docker wait "$id" >/dev/null || true
+    [ ${#ids[@]} -gt 0 ] || return 0
+    for _ in first second; do
+        docker kill --signal INT "${ids[@]}" >/dev/null 2>&1 || true # one may not run
+    done
+    timeout 60 docker wait "${ids[@]}" >/dev/null 2>&1 || true
 }
 
-is_out_of_date() {
+is_out_of_date() { # SERVICE
     local id
-    id=$("${compose[@]}" ps --quiet agent)
+    id=$(container_of "$1")
     [ -n "$id" ] && [ "$(docker inspect --format '{{.Image}}' "$id")" != \
         "$(docker image inspect --format '{{.Id}}' simagent/agent)" ]
 }
 
+# What a client on the host needs to know, to be read by a shell.
+write_settings() {
+    local endpoint=http://127.0.0.1:${FLEET_PORT:-7070}
+    cat >"$FLEET_DIR/client.env" <<END
+export SIMAGENT_QUEUE=sqs://simagent-{group} SIMAGENT_STORE=s3://simagent/fleet
+export SIMAGENT_SQS_ENDPOINT=$endpoint SIMAGENT_SQS_REGION=eu-west-1
+export SIMAGENT_S3_ENDPOINT=$endpoint SIMAGENT_S3_REGION=eu-west-1
+export AWS_ACCESS_KEY_ID=anybody AWS_SECRET_ACCESS_KEY=anything
+END
+}
+
 case "$*" in
 up)
-    see_to_base_image
-    "${compose[@]}" build agent
-    ! is_out_of_date || give_back # its container is going to be replaced
+    build
+    for agent in "${agents[@]}"; do
+        ! is_out_of_date "$agent" || give_back "$agent" # its container is going to be replaced
+    done
+    "${compose[@]}" up --detach aws-for-trying
+    wait_for aws-for-trying
+    "${compose[@]}" run --rm --no-deps -T agent-1 simagent setup >/dev/null
     "${compose[@]}" up --detach
-    wait_for_agent
+    for agent in "${agents[@]}"; do wait_for "$agent"; done
+    write_settings
     task=examples/two-steps/task.yaml
-    [ -z "${FLEET_DOCKER:-}" ] || task="TASK    # one that names an image: it takes no others"
+    [ -z "${FLEET_DOCKER:-}" ] || task="TASK    # one that names an image: they take no others"
     cat <<TELL
-An agent takes the tasks of $FLEET_DIR. To submit there, and to see what it does:
-    export SIMAGENT_STATE_DIR=$FLEET_DIR
+Two agents take the tasks of an S3 and an SQS that are for trying only. To submit, and to see what they do:
+    . $FLEET_DIR/client.env
     simagent submit $task
-    containers/compose.sh logs -f agent
+    containers/compose.sh logs -f agent-1 agent-2
 TELL
     ;;
-"build agent")
-    see_to_base_image
-    "${compose[@]}" build agent
+build)
+    build
     ;;
 down)
-    give_back
+    give_back "${agents[@]}"
     "${compose[@]}" down --remove-orphans
+    rm -f "$FLEET_DIR/client.env"
     ;;
 *)
     exec "${compose[@]}" "$@"

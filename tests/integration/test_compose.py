@@ -1,4 +1,4 @@
-"""The agent in a container, on a folder that it shares with the host: what `make up` starts."""
+"""Two agents in containers with an S3 and an SQS for trying: what `make up` starts."""
 
 import fcntl
 import json
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import create_server
 from typing import Any
 
 import pytest
@@ -79,9 +80,20 @@ class Fleet:
             "DOCKER_CONFIG": str(folder),
             "FLEET_DIR": str(self.folder),
             "FLEET_NAME": self.name,
-            "SIMAGENT_STATE_DIR": str(self.folder),
+            "FLEET_PORT": str(free_port()),
+            "SIMAGENT_STATE_DIR": str(folder / "client"),
             **env,
         }
+
+    def up(self) -> None:
+        """Start it, and do as its output says."""
+        told = self.compose("up")
+        settings = self.folder / "client.env"
+        assert f". {settings}\n" in told
+        for line in settings.read_text().splitlines():
+            for setting in line.removeprefix("export ").split():
+                name, _, value = setting.partition("=")
+                self.env[name] = value
 
     def compose(self, *args: str) -> str:
         return self.try_compose(*args, check=True).stdout
@@ -101,12 +113,19 @@ class Fleet:
         shown: dict[str, Any] = json.loads(self.simagent("show", task, "--json"))
         return shown
 
-    def agent(self) -> str:
-        """Give the ID of the agent's container."""
-        return self.compose("ps", "--quiet", "agent").strip()
+    def holder(self, task: str) -> str:
+        """Give the service whose agent has a task."""
+        name = str(self.shown(task)["lease"]["agent"])
+        return "agent-" + name.removeprefix("fleet-").partition("-")[0]
 
-    def inspect(self, form: str) -> str:
-        return self.engine.run("inspect", "--format", form, self.agent()).stdout.strip()
+    def container(self, service: str) -> str:
+        """Give the ID of a container."""
+        return self.compose("ps", "--quiet", service).strip()
+
+    def of_others(self) -> list[Path]:
+        """Give the files in the folder that are not the user's, but for what tests put there."""
+        files = (path for path in self.folder.rglob("*") if path.name != "go")
+        return [path for path in files if path.lstat().st_uid != self.user]
 
     def left(self) -> list[str]:
         """Give what the engine has of the fleet."""
@@ -117,6 +136,11 @@ class Fleet:
             for kind in kinds
             for line in self.engine.run(*kind, "--quiet", "--filter", ours).stdout.split()
         ]
+
+
+def free_port() -> int:
+    with create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def until(met: Callable[[], object], seconds: float = 60) -> None:
@@ -133,13 +157,13 @@ def compose_is_here() -> bool:
 
 @pytest.fixture(scope="module")
 def agent_image(docker_engine: Engine) -> str:
-    """The agent's image, built once: the workers wait for each other."""
+    """The images, built once: the workers wait for each other."""
     if not compose_is_here():
         pytest.skip("docker-compose is missing (make engines installs it)")
     env = dict(docker_engine.env) | {"FLEET_DIR": str(STATE / "fleet")}
     with (STATE / "agent-image").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        call(COMPOSE, "build", "agent", env=env)
+        call(COMPOSE, "build", env=env)
     return "simagent/agent"
 
 
@@ -158,7 +182,7 @@ def up(engine: Engine, **env: str) -> Iterator[Fleet]:
     with folder_of_a_fleet() as folder:
         made = Fleet(engine, folder, **env)
         try:
-            made.compose("up")
+            made.up()
             yield made
         finally:
             made.compose("down")
@@ -194,33 +218,44 @@ def let_go(fleet: Fleet, task: str) -> None:
     assert (fleet.folder / "runs").read_text() == "runs\n" * 2
 
 
-def test_a_task_of_the_host_runs_in_the_container(fleet: Fleet) -> None:
+def test_tasks_of_the_host_run_in_both_containers(fleet: Fleet) -> None:
     (fleet.home / "given.txt").write_text("given\n")
+    first, second = fleet.submit(WAITS), fleet.submit(WAITS)
+    until(runs(fleet, times=2))
+    assert {fleet.holder(first), fleet.holder(second)} == {"agent-1", "agent-2"}
+    assert fleet.simagent("agents").count(" busy ") == 2
+    (fleet.folder / "go").touch()
+    fleet.simagent("wait", first, second)
     task = fleet.submit(HELLO)
-    assert fleet.simagent("logs", "--follow", task) == f"given\nfleet\n{fleet.user}\n"
+    given, host, user = fleet.simagent("logs", "--follow", task).splitlines()
+    assert (given, user) == ("given", str(fleet.user))
+    assert host in ("fleet-1", "fleet-2")
     fleet.simagent("wait", task)
     fleet.simagent("download", task, "-o", "got")
     assert (fleet.home / "got" / "made.txt").read_text() == "made\n"
-    owners = {path.lstat().st_uid for path in fleet.folder.rglob("*")}
-    assert owners == {fleet.user}
+    assert fleet.of_others() == []
 
 
-def test_the_container_can_do_little(fleet: Fleet) -> None:
+def test_the_containers_can_do_little(fleet: Fleet) -> None:
     by_itself = fleet.engine.run("run", "--rm", "--network", "none", "simagent/agent", "id", "-un")
     assert by_itself.stdout == "simagent\n"
-    status = fleet.compose("exec", "-T", "agent", "cat", "/proc/self/status")
-    assert "CapBnd:\t0000000000000000" in status
-    assert "NoNewPrivs:\t1" in status
-    assert f"Uid:\t{fleet.user}\t" in status
+    for service in ("agent-1", "agent-2", "aws-for-trying"):
+        status = fleet.compose("exec", "-T", service, "cat", "/proc/self/status")
+        assert "CapBnd:\t0000000000000000" in status
+        assert "NoNewPrivs:\t1" in status
+        assert f"Uid:\t{fleet.user}\t" in status
 
 
 def test_an_agent_that_crashed_comes_back_and_the_task_ends_once(fleet: Fleet) -> None:
     task = fleet.submit(WAITS)
     until(runs(fleet))
-    pid = json.loads((fleet.folder / "container" / "lock").read_text())["pid"]
-    fleet.compose("exec", "-T", "agent", "sh", "-c", f"kill -KILL {pid}")
+    service = fleet.holder(task)
+    lock = fleet.folder / "agents" / service.removeprefix("agent-") / "lock"
+    pid = json.loads(lock.read_text())["pid"]
+    fleet.compose("exec", "-T", service, "sh", "-c", f"kill -KILL {pid}")
     until(runs(fleet, times=2))
-    assert fleet.inspect("{{.RestartCount}}") == "1"
+    restarts = ("inspect", "--format", "{{.RestartCount}}", fleet.container(service))
+    assert fleet.engine.run(*restarts).stdout == "1\n"
     let_go(fleet, task)
     assert [a["reason"] for a in fleet.shown(task)["attempts"]] == ["shim_lost", None]
 
@@ -228,57 +263,64 @@ def test_an_agent_that_crashed_comes_back_and_the_task_ends_once(fleet: Fleet) -
 def test_a_container_that_was_killed_is_started_and_the_task_ends_once(fleet: Fleet) -> None:
     task = fleet.submit(WAITS)
     until(runs(fleet))
-    fleet.engine.run("kill", fleet.agent())
-    fleet.compose("up")
+    fleet.engine.run("kill", fleet.container(fleet.holder(task)))
+    fleet.up()
     until(runs(fleet, times=2))
     let_go(fleet, task)
 
 
-def test_down_gives_tasks_back_and_leaves_nothing(fleet: Fleet) -> None:
+def test_a_task_of_an_agent_that_is_interrupted_goes_to_the_other(fleet: Fleet) -> None:
     task = fleet.submit(WAITS)
+    until(runs(fleet))
+    service = fleet.holder(task)
+    for _ in range(2):
+        fleet.engine.run("kill", "--signal", "INT", fleet.container(service))
+    until(runs(fleet, times=2))
+    assert fleet.holder(task) != service
+    let_go(fleet, task)
+    assert fleet.shown(task)["attempts"][0]["reason"] == "preempted"
+
+
+def test_down_leaves_nothing(fleet: Fleet) -> None:
+    fleet.submit(WAITS)
     until(runs(fleet))
     fleet.compose("down")
     assert fleet.left() == []
-    state = fleet.shown(task)
-    assert (state["status"], state["attempts"][0]["reason"]) == ("queued", "preempted")
+    assert not (fleet.folder / "client.env").exists()
     fleet.compose("down")  # once more does no harm
-    fleet.compose("up")
-    until(runs(fleet, times=2))
-    let_go(fleet, task)
+    fleet.up()
+    assert json.loads(fleet.simagent("list", "--json")) == []
 
 
-def test_an_image_runs_beside_the_agent_and_outlives_it(
+def test_an_image_runs_beside_the_agents_and_outlives_its_own(
     fleet_with_docker: Fleet, tiny_image: str
 ) -> None:
     fleet = fleet_with_docker
-    fleet.engine.run("save", "--output", str(fleet.folder / "tiny.tar"), tiny_image)
-    os.chown(fleet.folder / "tiny.tar", fleet.user, -1)
     (fleet.home / "given.txt").write_text("given\n")
     waits = "cat given.txt; id -u; until [ -e /tmp/go ]; do sleep 0.1; done; echo made > made.txt"
     spec = {
-        "image": "docker-archive:/fleet/tiny.tar",
+        "image": tiny_image,
         "inputs": ["given.txt"],
         "commands": [{"run": waits, "shell": True}],
     }
     task = fleet.submit(json.dumps(spec))
     until(lambda: fleet.simagent("logs", task) == f"given\n{fleet.user}\n")
-    fleet.engine.run("kill", fleet.agent())
+    fleet.engine.run("kill", fleet.container(fleet.holder(task)))
     ours = ("ps", "--quiet", "--filter", f"label=simagent.task={task}")
     (container,) = fleet.engine.run(*ours).stdout.split()
-    fleet.compose("up")
+    fleet.up()
     fleet.engine.run("exec", container, "touch", "/tmp/go")
     fleet.simagent("wait", task)
     state = fleet.shown(task)
     assert (state["status"], state["epoch"]) == ("succeeded", 1)
     fleet.simagent("download", task, "-o", "got")
     assert (fleet.home / "got" / "made.txt").read_text() == "made\n"
-    assert {path.lstat().st_uid for path in fleet.folder.rglob("*")} == {fleet.user}
+    assert fleet.of_others() == []
     assert fleet.engine.run(*ours, "--all").stdout == ""
 
     runs_on = fleet.submit(json.dumps(spec))
     until(lambda: fleet.simagent("logs", runs_on))
     fleet.compose("down")
-    assert fleet.shown(runs_on)["status"] == "queued"
     ours = ("ps", "--quiet", "--filter", f"label=simagent.task={runs_on}")
     assert fleet.engine.run(*ours, "--all").stdout == ""
 
@@ -293,8 +335,8 @@ def test_no_command_runs_beside_the_socket(fleet_with_docker: Fleet) -> None:
 def test_an_agent_that_cannot_start_says_why(docker_engine: Engine, agent_image: str) -> None:
     with folder_of_a_fleet() as folder:
         fleet = Fleet(docker_engine, folder)
-        obstacle = fleet.folder / "container" / "lock"
-        for path in (fleet.folder, obstacle.parent, obstacle):
+        obstacle = fleet.folder / "agents" / "1" / "lock"
+        for path in (fleet.folder, obstacle.parents[1], obstacle.parent, obstacle):
             path.mkdir()
             os.chown(path, fleet.user, -1)
         try:
@@ -302,8 +344,8 @@ def test_an_agent_that_cannot_start_says_why(docker_engine: Engine, agent_image:
         finally:
             fleet.compose("down")
     assert done.returncode == 1
-    assert "simagent: /fleet/container/lock: Is a directory\n" in done.stderr
-    assert done.stderr.endswith("the agent does not start: above is its log\n")
+    assert "simagent: /fleet/agents/1/lock: Is a directory\n" in done.stderr
+    assert done.stderr.endswith("agent-1 does not start: above is its log\n")
 
 
 # --- What is missing ---------------------------------------------------------------------------
