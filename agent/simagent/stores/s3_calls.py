@@ -23,7 +23,6 @@ CONNECT, ANSWER = 5.0, 30.0
 """Seconds: to connect, and between two signs of life."""
 LEASE_CONNECT, LEASE_ANSWER = 2.0, 5.0
 """The same for the renewals of leases, which are tried again soon."""
-PARTS_AT_A_TIME = 4
 
 _FAILURES = (
     boto.ClientError,

@@ -1,7 +1,7 @@
 """Large objects go up in parts, while the stream they are made of is of unknown length.
 
-Some parts are under way at the same time, so that memory is bounded whatever the stream does:
-`PARTS_AT_A_TIME` and one that is being filled.
+Some parts are under way at the same time, so that memory is bounded whatever the stream does: four
+of the first size, later ones alone, and one that is being filled.
 """
 
 import secrets
@@ -13,11 +13,12 @@ from itertools import count
 from typing import Any
 
 from simagent.ports.store import Body, StoreError, StoreUnavailableError
-from simagent.stores.s3_calls import PARTS_AT_A_TIME, S3Calls, checked
+from simagent.stores.s3_calls import S3Calls, checked
 
 FIRST_PART = 8 << 20
 """Bytes of a part: at least 5 MiB, and S3 takes no more than 10,000 of them."""
 _PARTS_OF_A_SIZE = 1000
+_UNDER_WAY = 4 * FIRST_PART
 _MARK = "simagent-upload"
 
 
@@ -104,17 +105,20 @@ def _send(
         }
 
     sent: list[dict[str, Any]] = []
-    size = 0
-    under_way: deque[Future[dict[str, Any]]] = deque()
-    with ThreadPoolExecutor(PARTS_AT_A_TIME, thread_name_prefix="upload") as pool:
+    size = held = 0
+    under_way: deque[tuple[int, Future[dict[str, Any]]]] = deque()
+    with ThreadPoolExecutor(_UNDER_WAY // FIRST_PART, thread_name_prefix="upload") as pool:
         try:
             for number, data in enumerate(parts, 1):
                 size += len(data)
-                if len(under_way) == PARTS_AT_A_TIME:
-                    sent.append(under_way.popleft().result())
-                under_way.append(pool.submit(send, number, data))
+                while under_way and held + len(data) > _UNDER_WAY:
+                    length, first = under_way.popleft()
+                    sent.append(first.result())
+                    held -= length
+                held += len(data)
+                under_way.append((len(data), pool.submit(send, number, data)))
                 del data
-            sent += [each.result() for each in under_way]
+            sent += [each.result() for _, each in under_way]
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)  # none may be sent after the abort
             raise
