@@ -110,6 +110,8 @@ def failing(error: Exception) -> S3Store:
         (500, "InternalError", StoreUnavailableError, "said so"),
         (400, "RequestTimeout", StoreUnavailableError, "said so"),
         (400, "BadDigest", StoreUnavailableError, "said so"),
+        (400, "InvalidPart", StoreUnavailableError, "said so"),
+        (400, "MalformedXML", StoreUnavailableError, "said so"),
         (507, "XMinioStorageFull", NoSpaceError, "is full"),
     ],
 )

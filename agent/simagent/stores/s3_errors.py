@@ -37,6 +37,10 @@ _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
 _PASSING = {
     "BadDigest",
     "IncompleteBody",
+    # The list of parts was damaged on its way, or they are gone: they are sent again.
+    "InvalidPart",
+    "InvalidPartOrder",
+    "MalformedXML",
     "NoSuchUpload",
     "OperationAborted",
     "RequestThrottled",
