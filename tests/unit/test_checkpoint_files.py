@@ -91,6 +91,17 @@ def test_a_file_that_is_written_while_it_is_copied_makes_no_set(work: Path) -> N
         copy(found, copies, nothing)
 
 
+@pytest.mark.parametrize("name", ["a.rst", "b.rst"])
+def test_a_copy_that_is_gone_before_it_is_packed_makes_no_set(work: Path, name: str) -> None:
+    store, copies = MemoryStore(), work.parent / "copies"
+    copies.mkdir()
+    copied = copy(find(work, EMPTY, ["restart"]), copies, nothing)
+    (copies / "restart" / name).unlink()
+    with pytest.raises(UnsettledError, match=f"'restart/{name}' vanished"):
+        store_set(store, "set", copied, retry=once, check=nothing)
+    assert list(store.scan("")) == []
+
+
 def stored(work: Path, store: MemoryStore) -> tuple[Stored, Checkpoint]:
     copies = work.parent / "copies"
     copies.mkdir()

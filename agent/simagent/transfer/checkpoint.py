@@ -154,7 +154,7 @@ def store_set(
 ) -> Stored:
     """Pack a copied set and upload it, and read it back. ``check`` as in `copy`.
 
-    Raises what ``retry`` lets through.
+    Raises what ``retry`` lets through, and `UnsettledError` where a copy is not what was copied.
     """
     packed: list[Archive] = []
 
@@ -163,6 +163,8 @@ def store_set(
         for chunk in packed[-1]:
             check()
             yield chunk
+        for path, why in packed[-1].notes:
+            raise UnsettledError(f"{path!r} {why}")
 
     def upload() -> Archive:
         size, archive = store.upload(key, body).size, packed[-1]
