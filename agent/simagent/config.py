@@ -160,7 +160,10 @@ class Config(BaseSettings):
         ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH"),
         description="Variables of the agent's environment that commands get to see.",
     )
-    mpirun: str = Field("mpirun", description="Program that starts MPI ranks.")
+    mpirun: str = Field(
+        "mpirun",
+        description="Program that starts MPI ranks; {version} in it is that which a step asks for.",
+    )
     pack_threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads that compress outputs; 0: one for each core."
     )

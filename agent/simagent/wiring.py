@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from simagent.ports.launcher import Launcher
 from simagent.ports.runtime import Runtime
 
 if TYPE_CHECKING:  # clients need no worker: they start faster without
+    from simagent.launchers.installed import InstalledLaunchers, Mpirun
     from simagent.runtimes.cgroups import Cgroups
     from simagent.worker.context import Context
     from simagent.worker.loop import Agent
@@ -37,11 +39,19 @@ def open_tasks(config: Config, *, notice: Notice = log_notice) -> Tasks:
     )
 
 
-def open_launcher(config: Config) -> Launcher | None:
-    """Make the launcher of MPI ranks; None where this machine has none."""
-    from simagent.launchers.hydra import HydraLauncher, detect
+def open_launchers(config: Config) -> "InstalledLaunchers":
+    """Find what starts MPI ranks on this machine, and in images."""
+    from simagent.launchers.hydra import HydraLauncher
+    from simagent.launchers.inside import InsideLauncher
+    from simagent.launchers.installed import InstalledLaunchers
+    from simagent.launchers.openmpi import OpenMpiLauncher
 
-    return HydraLauncher(config.mpirun) if detect(config.mpirun) else None
+    root = os.geteuid() == 0
+    build: dict[str, Callable[[Mpirun], Launcher]] = {
+        "hydra": lambda it: HydraLauncher(it.path),
+        "openmpi": lambda it: OpenMpiLauncher(it.path, major=it.major, root=root),
+    }
+    return InstalledLaunchers(config.mpirun, build, InsideLauncher())
 
 
 def find_cgroups() -> Path:
@@ -207,7 +217,7 @@ def open_context(config: Config) -> "Context":
         journals=journals,
         runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
         images=open_images(config, every=existing),
-        launcher=open_launcher(config),
+        launchers=open_launchers(config),
         settings=settings,
     )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fakes.clock import FakeClock
 from fakes.faults import Faults, FaultyStore
+from fakes.launchers import Launchers
 from fakes.model import ShiftedClock
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
@@ -49,6 +50,7 @@ class Member:
         ledger = Ledger(FaultyStore(it.store, self.faults))
         incarnation = f"{self.name}.{self._starts}"
         ctx = Context(
+            launchers=Launchers(),
             ledger=ledger,
             lease_ledger=ledger,
             queue=it.queue,

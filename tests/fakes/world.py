@@ -7,6 +7,7 @@ from pathlib import Path
 from fakes.audit import Audit, AuditedStore, Execution, Writer
 from fakes.clock import FakeClock
 from fakes.faults import FaultyQueue, FaultyStore
+from fakes.launchers import Launchers
 from fakes.model import Actor, Op, Run, ShiftedClock, Trouble, WatchedJournals
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
@@ -58,6 +59,7 @@ class ModelAgent:
             agent=self.name, incarnation=incarnation, boot_id="boot", version="1", machine={}
         )
         self.ctx = Context(
+            launchers=Launchers(),
             ledger=Ledger(store),
             lease_ledger=Ledger(store),
             queue=FaultyQueue(world.queue, self.actor.faults),

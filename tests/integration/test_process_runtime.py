@@ -464,7 +464,8 @@ def test_without_an_agent_the_step_is_ended(folder: Folder) -> None:
 
 
 def test_mpi_ranks_run_and_see_the_environment(folder: Folder) -> None:
-    from simagent.launchers.hydra import HydraLauncher, detect
+    from simagent.launchers.hydra import HydraLauncher
+    from simagent.launchers.installed import detect
     from simagent.ports.launcher import Ranks
 
     pytest.importorskip(

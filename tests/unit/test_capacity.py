@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from fakes.containers import FakeContainers
+from fakes.launchers import Launchers
 from simagent.domain.spec import Spec
 from simagent.worker.capacity import refusal
 from simagent.worker.choice import Refusal
@@ -14,12 +15,18 @@ from simagent.worker.choice import Refusal
 NEVER = 10**18
 IMAGE = {"image": "debian"}
 CPUS = {"resources": {"cpus": 10_000}}
+RANKS = {"commands": [{"run": "true", "mpi": {"np": 10_000}}]}
 MPI = {"commands": [{"run": "true", "mpi": {"np": 2}}]}
 
 
 def refused(folder: Path, spec: dict[str, Any], **machine: Any) -> Refusal | None:
     """Tell what a machine with all that is needed says, but for what is named."""
-    there: dict[str, Any] = {"runtimes": {}, "allow_process": True, "has_mpi": True, "min_free": 0}
+    there: dict[str, Any] = {
+        "runtimes": {},
+        "allow_process": True,
+        "launchers": Launchers("5.0"),
+        "min_free": 0,
+    }
     made = Spec.model_validate({"commands": ["true"]} | spec)
     return refusal(made, folder=folder, **there | machine)
 
@@ -34,6 +41,8 @@ def test_what_can_run_is_not_refused(tmp_path: Path) -> None:
     docker = {"docker": FakeContainers()}
     assert refused(tmp_path, {}) is None
     assert refused(tmp_path, MPI) is None
+    image_has_it = {"runtimes": docker, "launchers": Launchers()}
+    assert refused(tmp_path, MPI | IMAGE, **image_has_it) is None
     assert refused(tmp_path, IMAGE, runtimes=docker) is None
     assert refused(tmp_path, IMAGE, runtimes=broken("apptainer") | docker) is None
 
@@ -45,7 +54,9 @@ def test_what_can_run_is_not_refused(tmp_path: Path) -> None:
         (IMAGE | {"runtime": "apptainer"}, {}, "no Apptainer is installed here"),
         (IMAGE | {"runtime": "apptainer"}, {"runtimes": broken("docker")}, "no Apptainer"),
         ({}, {"allow_process": False}, "it runs programs of the machine"),
-        (MPI, {"has_mpi": False}, "a step asks for MPI"),
+        (MPI, {"launchers": Launchers()}, "commands[0]: no mpirun was found"),
+        (RANKS, {}, "commands[0].mpi.np: 10000 ranks are asked for"),
+        (RANKS | IMAGE, {"runtimes": {"docker": FakeContainers()}}, "commands[0].mpi.np: 10000"),
         (CPUS, {}, "resources.cpus: "),
         ({"resources": {"memory": NEVER}}, {}, "resources.memory: "),
         ({"resources": {"disk": NEVER}}, {}, "resources.disk: "),

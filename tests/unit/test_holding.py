@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fakes.clock import FakeClock
+from fakes.launchers import Launchers
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import attempt, place
@@ -37,6 +38,7 @@ class Fixture:
         ledger = Ledger(MemoryStore())
         task = place(ledger, "running")
         ctx = Context(
+            launchers=Launchers(),
             ledger=ledger,
             lease_ledger=ledger,
             queue=queue,

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from fakes.clock import FakeClock
 from fakes.faults import DROP, UNAVAILABLE, Faults, FaultyQueue, FaultyStore
+from fakes.launchers import Launchers
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import attempt, place
@@ -41,6 +42,7 @@ class Idle:
         self.good = Ledger(self.store)
         ledger = Ledger(FaultyStore(self.store, self.faults))
         self.ctx = Context(
+            launchers=Launchers(),
             ledger=ledger,
             lease_ledger=ledger,
             queue=FaultyQueue(self.queue, self.faults),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fakes.clock import FakeClock
+from fakes.launchers import Launchers
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import place, refusing, watch
@@ -31,6 +32,7 @@ class Fixture:
         self.judge = Judge(self.ledger, self.clock, Times(), can_run=refusing(refusal))
         self.started: list[object] = []
         ctx = Context(
+            launchers=Launchers(),
             ledger=self.ledger,
             lease_ledger=self.ledger,
             queue=self.queue,

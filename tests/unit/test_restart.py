@@ -7,6 +7,7 @@ import pytest
 
 from fakes.clock import FakeClock
 from fakes.faults import DROP, LOST_ANSWER, Fault, Faults, FaultyQueue, FaultyStore
+from fakes.launchers import Launchers
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.tasks import attempt, place
@@ -36,6 +37,7 @@ class Machine:
     def start(self, incarnation: str) -> Context:
         ledger = Ledger(FaultyStore(self.store, self.faults))
         return Context(
+            launchers=Launchers(),
             ledger=ledger,
             lease_ledger=ledger,
             queue=FaultyQueue(self.queue, self.faults),

@@ -411,7 +411,7 @@ def test_what_is_not_honoured_within_a_part_is_refused_by_name() -> None:
     for name in ("gpus", "shm"):
         (line,) = unsupported(spec(resources={"cpus": 1, "memory": 1, "disk": 1, name: 1}))
         assert line.startswith(f"resources.{name}: ")
-    for name, value in {"hosts": 1, "ranks_per_host": 1, "version": "4"}.items():
+    for name, value in {"hosts": 1, "ranks_per_host": 1}.items():
         (line,) = unsupported(spec(commands=["a", {"run": "b", "mpi": {"np": 1, name: value}}]))
         assert line.startswith(f"commands[1].mpi.{name}: ")
 
@@ -425,9 +425,8 @@ def test_what_is_not_honoured_within_a_part_is_refused_by_name() -> None:
             "runtime: docker cannot run file:///x.sif: use apptainer",
         ),
         (
-            {"commands": ["a", {"run": "b", "mpi": {"np": 2}}]},
-            "commands[1].mpi: unsupported with an image by this version: "
-            "call the image's mpirun in the command",
+            {"commands": ["a", {"run": "b", "mpi": {"np": 2, "version": "5"}}]},
+            "commands[1].mpi.version: an image has its own MPI: remove it",
         ),
     ],
 )
@@ -439,6 +438,7 @@ def test_what_cannot_be_done_in_a_container_is_refused(fields: Any, line: str) -
     "fields",
     [
         {"runtime": "docker"},
+        {"commands": [{"run": "a", "mpi": {"np": 2}}]},
         {"runtime": "apptainer", "image": "store://images/x.sif"},
         {"network": "none"},
         {"network": "host", "resources": {"gpus": 1, "shm": "1GiB"}},

@@ -3,7 +3,6 @@
 import os
 import platform
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from simagent.engines import open_store, try_queue
 from simagent.ports.queue import QueueError
 from simagent.ports.runtime import Runtime
 from simagent.ports.store import StoreError
-from simagent.wiring import find_cgroups, open_launcher, open_runtimes
+from simagent.wiring import find_cgroups, open_launchers, open_runtimes
 from simagent.worker.choice import CONTAINERS
 from simagent.worker.containers import task_user
 from simagent.worker.disk import free_bytes
@@ -120,12 +119,13 @@ def _failed(name: str, url: str, error: Exception) -> Check:
 
 
 def _mpi(config: Config) -> Iterator[Check]:
-    path = shutil.which(config.mpirun)
-    if open_launcher(config) is not None:
-        yield Check("mpi", "ok", f"MPICH's {path}")
-        return
-    text = f"{path} is not MPICH's" if path else f"no {config.mpirun} on PATH"
-    yield Check("mpi", "note", f"{text}: steps with mpi cannot run", "pip install mpich")
+    found = list(open_launchers(config).installed())
+    for mpirun in found:
+        name = {"hydra": "MPICH", "openmpi": "Open MPI"}[mpirun.flavour]
+        yield Check("mpi", "ok", f"{name} {mpirun.version}: {mpirun.path}")
+    if not found:
+        text = f"no mpirun of Open MPI or MPICH ({config.mpirun}): steps with mpi need an image"
+        yield Check("mpi", "note", text, "apt-get install openmpi-bin, or pip install mpich")
 
 
 def _isolation(config: Config) -> Iterator[Check]:

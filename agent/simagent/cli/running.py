@@ -20,8 +20,8 @@ from simagent.cli.text import coloured, put, say
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_agent, open_launcher, open_runtimes
-from simagent.worker.capacity import asks_for_mpi, lacking, refusal
+from simagent.wiring import open_agent, open_launchers, open_runtimes
+from simagent.worker.capacity import lacking, refusal
 from simagent.worker.identity import Occupant, StateFolderInUseError, alone_on, holder_of
 from simagent.worker.journal import Journals
 from simagent.worker.orders import Detached
@@ -85,14 +85,13 @@ def _take_place(config: Config, spec: Spec, stack: ExitStack) -> Occupant | None
 
 def _check(spec: Spec, config: Config) -> None:
     """Find what would keep the agent of this process from the task. Raises `UsageError`."""
-    has_mpi = asks_for_mpi(spec) and open_launcher(config) is not None
     allowed = config.process_allowed
     found = refusal(
         spec,
         runtimes=open_runtimes(config),
         preferred=config.runtimes,
         allow_process=allowed,
-        has_mpi=has_mpi,
+        launchers=open_launchers(config),
         folder=config.state_dir,
         min_free=config.min_free,
     )

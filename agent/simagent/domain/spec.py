@@ -86,6 +86,7 @@ class Mpi(Part):
     bind: Literal["core", "hwthread", "socket", "none"] | None = Field(
         None, description="What each rank is bound to."
     )
+    oversubscribe: bool = Field(False, description="Allow more ranks than there are cores.")
     args: tuple[str, ...] = Field((), description="Further options for mpirun.")
     version: str | None = Field(None, description="MPI version, where several are installed.")
 

@@ -15,7 +15,7 @@ _PLANNED = (
     "idempotency_key",
 )
 _OF_CONTAINERS = ("gpus", "shm")
-_PLANNED_MPI = ("hosts", "ranks_per_host", "version")
+_PLANNED_MPI = ("hosts", "ranks_per_host")
 
 
 def unsupported(spec: Spec) -> Iterator[str]:
@@ -40,11 +40,8 @@ def _in_containers(spec: Spec) -> Iterator[str]:
     if spec.runtime == "docker" and ref.kind in (ImageKind.SIF, ImageKind.STORE):
         yield f"runtime: docker cannot run {ref}: use apptainer"
     for number, command in enumerate(spec.commands):
-        if command.mpi is not None:
-            yield (
-                f"commands[{number}].mpi: unsupported with an image by this version: "
-                "call the image's mpirun in the command"
-            )
+        if command.mpi is not None and command.mpi.version is not None:
+            yield f"commands[{number}].mpi.version: an image has its own MPI: remove it"
 
 
 def _on_the_host(spec: Spec) -> Iterator[str]:

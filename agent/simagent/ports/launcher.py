@@ -1,6 +1,6 @@
 """What starts the ranks of an MPI step: a pure builder of command lines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,12 +14,14 @@ class Ranks:
     """The ranks of one step.
 
     ``np`` is their number, ``env`` the names of the variables that must reach every rank,
-    ``args`` further options of the user for the launcher itself.
+    ``args`` further options of the user for the launcher itself. With ``oversubscribe`` there may
+    be more ranks than cores.
     """
 
     np: int
     env: tuple[str, ...] = ()
     bind: str | None = None
+    oversubscribe: bool = False
     args: tuple[str, ...] = ()
 
 
@@ -30,3 +32,22 @@ class Launcher(Protocol):
 
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
+
+    def environment(self, ranks: Ranks) -> Mapping[str, str]:
+        """Give the variables that the launcher itself has to see beside the step's own."""
+
+
+class Launchers(Protocol):
+    """The MPI implementations of one machine, possibly several versions side by side."""
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+
+    def find(self, version: str | None) -> Launcher:
+        """Give the launcher of a version, such as ``5`` or ``4.1.6``; by default the newest.
+
+        Raises `LaunchError`.
+        """
+
+    def inside(self) -> Launcher:
+        """Give the launcher for the `mpirun` of a task's own image."""

@@ -9,8 +9,10 @@ import psutil
 
 from simagent.domain.quantities import size_text
 from simagent.domain.spec import Resources, Spec
+from simagent.ports.launcher import LaunchError, Launchers
 from simagent.ports.runtime import Runtime
 from simagent.worker.choice import CONTAINERS, NoRuntimeError, Refusal, choose
+from simagent.worker.cores import lay_out
 from simagent.worker.disk import free_bytes
 
 
@@ -20,7 +22,7 @@ def refusal(
     runtimes: Mapping[str, Runtime],
     preferred: Sequence[str] = CONTAINERS,
     allow_process: bool,
-    has_mpi: bool,
+    launchers: Launchers,
     folder: Path,
     min_free: int,
     tags: Collection[str] = (),
@@ -39,8 +41,7 @@ def refusal(
             return Refusal(str(error), lasting=True)
         passing = str(error)
     lasting = too_small(spec.resources, folder, gpus) or _untagged(spec.require, tags)
-    if not has_mpi and asks_for_mpi(spec):
-        lasting = "a step asks for MPI, and no mpirun was found: install MPICH"
+    lasting = lasting or _unlaunchable(spec, launchers)
     if lasting is not None:
         return Refusal(lasting, lasting=True)
     passing = passing or short_of_space(folder, min_free)
@@ -57,11 +58,6 @@ def short_of_space(folder: Path, min_free: int) -> str | None:
         f"{size_text(free)} are free in {folder}, less than min_free ({size_text(min_free)}): "
         "make room there, or name another state_dir"
     )
-
-
-def asks_for_mpi(spec: Spec) -> bool:
-    """Tell whether any step runs under MPI."""
-    return any(command.mpi for command in spec.commands)
 
 
 def lacking(asked: Resources, folder: Path, min_free: int = 0) -> str | None:
@@ -84,6 +80,22 @@ def _untagged(required: Sequence[str], tags: Collection[str]) -> str | None:
         return None
     there = f"only {', '.join(tags)}" if tags else "no tags"
     return f"require: the agent has not {', '.join(missing)}: it has {there}"
+
+
+def _unlaunchable(spec: Spec, launchers: Launchers) -> str | None:
+    """Tell why MPI ranks cannot be started as asked; None where they can, or there are none."""
+    for number, command in enumerate(spec.commands):
+        if command.mpi is None:
+            continue
+        try:
+            if spec.image is None:
+                launchers.find(command.mpi.version)
+        except LaunchError as error:
+            return f"commands[{number}]: {error}"
+        trouble = lay_out(command.mpi, cpus=spec.resources.cpus).trouble
+        if trouble is not None:
+            return f"commands[{number}].{trouble}"
+    return None
 
 
 def too_small(asked: Resources, folder: Path, gpus: Collection[str] = ()) -> str | None:

@@ -9,12 +9,15 @@ from pathlib import PurePosixPath
 from simagent.domain.spec import Spec
 from simagent.ports.runtime import Mount, Sandbox
 from simagent.transfer.removal import walk
+from simagent.worker.cores import lay_out
 from simagent.worker.journal import Journal
 
 WORKDIR = PurePosixPath("/workdir/output/artifacts")
 """Where commands start: what images made for Inductiva's platform expect."""
 HOME = "/tmp"  # noqa: S108 - in the container, where it is the attempt's own folder
 
+_SHM_BASE = 64 << 20
+_SHM_PER_RANK = 32 << 20
 _TASK_USER = "simtask-"
 _NOBODY = 65534
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - likewise
@@ -68,7 +71,7 @@ def sandbox(spec: Spec, journal: Journal) -> Sandbox:
         gid=entry.user[1],
         mounts=tuple(mounts),
         network=spec.network or "none",
-        shm_bytes=spec.resources.shm,
+        shm_bytes=spec.resources.shm or _shared_memory(spec, entry.share.cpus),
         gpus=spec.resources.gpus or 0,
         gpu_ids=entry.share.gpu_ids,
         labels={
@@ -78,6 +81,12 @@ def sandbox(spec: Spec, journal: Journal) -> Sandbox:
             "simagent.agent": entry.agent,
         },
     )
+
+
+def _shared_memory(spec: Spec, cpus: float | None) -> int | None:
+    """Tell what the ranks of a task need of /dev/shm: the 64 MiB of Docker are a few ranks' own."""
+    ranks = [lay_out(command.mpi, cpus=cpus).np for command in spec.commands if command.mpi]
+    return _SHM_BASE + max(ranks) * _SHM_PER_RANK if ranks else None
 
 
 def hand_over(journal: Journal, user: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
 from simagent.ports.images import Images
-from simagent.ports.launcher import Launcher
+from simagent.ports.launcher import Launchers
 from simagent.ports.queue import Queue
 from simagent.ports.runtime import Runtime
 from simagent.telemetry.pump import LOCAL_PACE, Pace
@@ -89,7 +89,7 @@ class Context:
     runtimes: Mapping[str, Runtime]
     images: Mapping[str, Images] = field(default_factory=dict)
     """Of each runtime that runs containers, by its name."""
-    launcher: Launcher | None = None
+    launchers: Launchers
     settings: Settings = field(default_factory=Settings)
     free_bytes: Callable[[Path], int] = free_bytes
     """Tells what is free on the disk of a folder."""

@@ -292,7 +292,7 @@ class Agent:
             runtimes=self._ctx.runtimes,
             preferred=self._ctx.settings.containers,
             allow_process=self._ctx.settings.allow_process,
-            has_mpi=self._ctx.launcher is not None,
+            launchers=self._ctx.launchers,
             folder=self._ctx.journals.root,
             min_free=self._ctx.settings.min_free,
             tags=self._ctx.settings.tags,

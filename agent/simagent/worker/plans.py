@@ -1,14 +1,15 @@
 """What a step is: the spec's command, made into a plan that needs no agent."""
 
-import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from simagent.domain.spec import Command, Mpi, Spec
-from simagent.ports.launcher import LaunchError, Ranks
+from simagent.ports.launcher import Launcher, LaunchError, Ranks
 from simagent.ports.runtime import StepLimits, StepPlan
 from simagent.worker.containers import HOME, WORKDIR, sandbox
 from simagent.worker.context import Context
+from simagent.worker.cores import Layout, lay_out
 from simagent.worker.journal import Journal
 
 
@@ -18,9 +19,12 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPl
     contained = journal.entry.image is not None
     env = _env(spec, command, journal)
     argv = command.argv()
+    limits = _limits(ctx, spec, journal)
     if command.mpi is not None:
-        cpus = _limits(ctx, spec, journal).cpus
-        argv = _launched(ctx, cpus, command.mpi, argv, tuple(env))
+        launchers = ctx.launchers
+        launcher = launchers.inside() if contained else launchers.find(command.mpi.version)
+        layout = lay_out(command.mpi, cpus=limits.cpus, cores=limits.cores, alone=not contained)
+        argv, env = _launched(launcher, command.mpi, layout, argv, env)
     if contained:
         inherited = {"HOME": HOME}
     else:
@@ -37,7 +41,7 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPl
         stderr=journal.logs / "stderr",
         grace=spec.grace,
         orphan_limit=ctx.settings.orphan_limit,
-        limits=_limits(ctx, spec, journal),
+        limits=limits,
         sandbox=sandbox(spec, journal) if contained else None,
     )
 
@@ -67,12 +71,18 @@ def _limits(ctx: Context, spec: Spec, journal: Journal) -> StepLimits:
 
 
 def _launched(
-    ctx: Context, cpus: float | None, mpi: Mpi, argv: tuple[str, ...], env: tuple[str, ...]
-) -> tuple[str, ...]:
-    if ctx.launcher is None:
-        raise LaunchError("no mpirun was found on this machine: install MPICH")
-    cores = len(os.sched_getaffinity(0))
-    most = min(cores, math.ceil(cpus or cores))
-    np = most if mpi.np == "max" else mpi.np
-    ranks = Ranks(np=np, env=env, bind=mpi.bind, args=mpi.args)
-    return ctx.launcher.command(ranks, argv)
+    launcher: Launcher, mpi: Mpi, layout: Layout, argv: tuple[str, ...], env: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Give the command line of a step's ranks, and its variables. Raises `LaunchError`."""
+    if layout.trouble is not None:
+        raise LaunchError(layout.trouble)
+    # Else each rank of a program with OpenMP would take all cores.
+    env = {"OMP_NUM_THREADS": str(layout.threads)} | dict(env)
+    ranks = Ranks(
+        np=layout.np,
+        env=tuple(env),
+        bind=layout.bind,
+        oversubscribe=mpi.oversubscribe,
+        args=mpi.args,
+    )
+    return launcher.command(ranks, argv), dict(launcher.environment(ranks)) | env

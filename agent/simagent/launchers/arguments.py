@@ -1,0 +1,45 @@
+"""What every launcher checks before a user's words become part of its command line."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from simagent.ports.launcher import LaunchError
+
+
+def check_np(np: int) -> int:
+    """Give the number of ranks back. Raises `LaunchError`."""
+    if np < 1:
+        raise LaunchError(f"mpi.np: {np} ranks cannot be started: ask for 1 or more")
+    return np
+
+
+def check_program(argv: Sequence[str]) -> None:
+    """Refuse what a launcher would read as words of its own. Raises `LaunchError`."""
+    if not argv or argv[0].startswith("-"):
+        raise LaunchError(
+            "run: name a program that does not begin with '-', mpirun takes it for its own"
+        )
+    if ":" in argv:
+        raise LaunchError("run: mpirun takes a ':' of its own for the start of another program")
+
+
+def check_args(
+    args: Sequence[str],
+    harmless: Mapping[str, int],
+    check_values: Callable[[str, Sequence[str]], None] = lambda _option, _values: None,
+) -> None:
+    """Refuse options that are not among the harmless ones, given with their numbers of values.
+
+    Known ones only: others name hosts or files, or make mpirun itself run a program, and mpirun may
+    run outside of the task's container. ``check_values`` gets each option's values. Raises
+    `LaunchError`.
+    """
+    words = iter(args)
+    for word in words:
+        option = word.removeprefix("-").removeprefix("-")
+        if option == word or option not in harmless:
+            allowed = ", ".join(f"-{name}" for name in sorted(harmless))
+            raise LaunchError(f"mpi.args: {word} is refused; what can be used is {allowed}")
+        values = [value for _, value in zip(range(harmless[option]), words, strict=False)]
+        if len(values) < harmless[option]:
+            raise LaunchError(f"mpi.args: {word} needs {harmless[option]} values")
+        check_values(option, values)
