@@ -79,7 +79,7 @@ class Mpi(Part):
     """How a command is started as MPI ranks."""
 
     np: Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)] | Literal["max"] = Field(
-        description='Number of ranks, or "max" for one on every slot.'
+        description='Number of ranks, or "max" for one on every core.'
     )
     hosts: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of hosts.")
     ranks_per_host: Annotated[int, Field(ge=1)] | None = Field(None, description="Ranks a host.")
