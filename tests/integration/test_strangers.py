@@ -1,6 +1,9 @@
 """Somebody else answers in the place of S3 or SQS, as the log-in page of a network does."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -57,3 +60,67 @@ def test_no_call_takes_it_for_sqs(moto: Moto, call: str) -> None:
         )
         with pytest.raises(QueueUnavailableError):
             QUEUE[call](queue)
+
+
+@contextmanager
+def answering(status: int, kind: str, page: bytes) -> Iterator[str]:
+    """Answer every call with the page; give the endpoint."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _any(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page if self.command != "HEAD" else b"")
+
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _any
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+PAGES = pytest.mark.parametrize(
+    ("status", "kind", "page"),
+    [
+        # As proxies and balancers answer while no server is behind them.
+        (404, "text/plain", b"404 page not found\n"),
+        (404, "text/html", b"<html><body><h1>Not Found</h1></body></html>"),
+        (404, "text/plain", b""),
+        (403, "text/html", b"<html><body>Blocked</body></html>"),
+        (407, "text/html", b"<html><body>Who are you?</body></html>"),
+    ],
+)
+
+
+@PAGES
+@pytest.mark.usefixtures("moto")
+def test_no_call_takes_the_error_of_a_stranger_for_that_of_s3(
+    status: int, kind: str, page: bytes
+) -> None:
+    """A state that seems to be gone would end the simulation."""
+    with answering(status, kind, page) as endpoint:
+        store = S3Store("s3://box/pre", Access(endpoint, "eu-west-1"), prove=True)
+        for call in STORE.values():
+            with pytest.raises(StoreUnavailableError, match="is no S3"):
+                call(store)
+
+
+@PAGES
+@pytest.mark.usefixtures("moto")
+def test_no_call_takes_the_error_of_a_stranger_for_that_of_sqs(
+    status: int, kind: str, page: bytes
+) -> None:
+    with answering(status, kind, page) as endpoint:
+        queue = SqsQueue("q", "default", SystemClock(), region="eu-west-1", endpoint=endpoint)
+        for call in QUEUE.values():
+            with pytest.raises(QueueUnavailableError, match="is no SQS"):
+                call(queue)

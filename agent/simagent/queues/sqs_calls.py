@@ -42,6 +42,8 @@ _BAD_SIGNATURE = {"SignatureDoesNotMatch", "InvalidSignatureException"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
 _CLOCK = {"RequestExpired", "RequestTimeTooSkewed"}
 _CLOCK_WORDS = ("Signature expired", "not yet current")
+# As the pages of proxies are, where SQS would have named a code.
+_OF_STRANGERS = {302, 303, 307, 401, 403, 404, 407}
 _BUSY = {"KmsThrottled", "OverLimit", "RequestThrottled", "SlowDown", "Throttling"}
 _BUSY |= {"ThrottlingException", "TooManyRequestsException"}
 # Such keys are found by the next try, once they were put there or the machine's role answers.
@@ -148,6 +150,8 @@ class SqsCalls:
         said = " ".join(str(error.response.get("Error", {}).get("Message", "")).split()) or code
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         where = self._where(name)
+        if status in _OF_STRANGERS and code in ("", str(status)):
+            return self._foreign(name)
         if code in _STALE or _tells_of_receipt(code, said):
             return StaleReceiptError(f"{where}: {said}")
         if code in _NO_QUEUE:

@@ -197,11 +197,9 @@ class S3Store:
         """Raise where the whole bucket is gone: the answer to HEAD does not tell that apart."""
         try:
             self._calls.once("head_bucket")
-        except NotFoundError as error:
-            raise StoreRefusedError(
-                f"{self._place}: there is no bucket {self._place.bucket}: create it, or name "
-                "another store"
-            ) from error
+        except NotFoundError:
+            # Somebody else may have answered for S3: this says who does.
+            self._calls.once("list_objects_v2", Prefix=self._base, MaxKeys=1)
         except StoreRefusedError:
             return  # it is there
 

@@ -51,6 +51,8 @@ _PASSING = {
     "XAmzContentChecksumMismatch",
     "XAmzContentSHA256Mismatch",
 }
+# As the pages of proxies are, where S3 would have named a code.
+_OF_STRANGERS = {401, 403, 404, 407}
 _NO_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError)
 _LOG_IN = (boto.UnauthorizedSSOTokenError, boto.SSOTokenLoadError, boto.TokenRetrievalError)
 _MISTAKES = (
@@ -136,6 +138,8 @@ def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: b
         return PreconditionError(f"{key}: {said}")
     if conditional and (status == 501 or code == "NotImplemented"):
         return StoreRefusedError(f"{place}: {NO_CONDITIONS}")
+    if status in _OF_STRANGERS and code in ("", str(status)) and not _has_no_page(error):
+        return stranger(place)
     if code == "NoSuchBucket":
         return StoreRefusedError(
             f"{place}: there is no bucket {place.bucket}: create it (simagent setup), or name "
@@ -176,6 +180,11 @@ def _headers(error: boto.ClientError) -> Mapping[str, str]:
     """Give the headers of the answer, their names in lower case."""
     found: Mapping[str, str] = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return found
+
+
+def _has_no_page(error: boto.ClientError) -> bool:
+    """Tell whether no answer to the call has a page that would name a code."""
+    return error.operation_name.startswith("Head")
 
 
 def _detail(error: boto.ClientError, name: str) -> str:
