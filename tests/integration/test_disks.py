@@ -123,6 +123,41 @@ def test_a_dip_of_a_moment_ends_nothing(rig: Rig) -> None:
         assert rig.finish(task).status == "killed"
 
 
+def test_the_copy_of_a_checkpoint_gives_way_to_the_task(rig: Rig) -> None:
+    """It waits for a store that does not answer, on a disk that is just large enough for both."""
+    gauge = Gauge()
+    copies = rig.folder / "state" / "attempts"
+
+    def copied() -> int:
+        return sum(p.stat().st_size for p in copies.glob("*/scratch/checkpoint/**/*.rst"))
+
+    def free(folder: Path) -> int:
+        return gauge(folder) - copied()
+
+    def plan(call: str, key: str) -> Fault | None:
+        return UNAVAILABLE if call == "upload" and "/checkpoints/" in key else None
+
+    def change(ctx: Context) -> Context:
+        store = FaultyStore(ctx.ledger.store, Faults(SystemClock(), plan=plan))
+        return replace(ctx, ledger=Ledger(store), free_bytes=free)
+
+    gauge.free = GIB + 10 * MIB
+    script = f"echo $$; head -c {5 * MIB} /dev/zero > a.rst; exec sleep 300"
+    with capture_logs() as logs, rig.agent(change=change, min_free=GIB):
+        checkpoint = {"paths": ["*.rst"], "every": 0.2}
+        task = rig.submit({"run": script, "shell": True}, checkpoint=checkpoint)
+        pid = pid_of(rig, task)
+        rig.until(lambda: copied() == 5 * MIB)
+        gauge.free = GIB + 3 * MIB  # the task has taken the rest
+        rig.until(lambda: copied() == 0)
+        rig.until(lambda: Event.CHECKPOINT_MISSED in [line["event"] for line in logs])
+        looks = gauge.looks
+        rig.until(lambda: gauge.looks >= looks + 6)
+        assert alive(pid)
+        rig.client.kill(task, by="the test", grace=0.5)
+        assert rig.finish(task).status == "killed"
+
+
 def test_without_a_floor_nothing_is_ended(rig: Rig) -> None:
     gauge = Gauge()
     gauge.free = 0

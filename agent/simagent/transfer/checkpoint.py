@@ -9,6 +9,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from simagent.transfer.batch import Member, open_file
 from simagent.transfer.errors import InputRejectedError, TooManyOutputsError
 from simagent.transfer.globs import Globs
 from simagent.transfer.outputs import MAX_OUTPUTS, Mark, Snapshot, mark_of
+from simagent.transfer.removal import remove_tree
 from simagent.transfer.tree import Tree, scan
 from simagent.transfer.unpack import Limits, plain_path, plain_target, unpack, write_all
 from simagent.transfer.zipread import ZipError, read_directory
@@ -149,6 +151,26 @@ def _copy(tree: Tree, made: Tree, member: Member, check: Callable[[], None]) -> 
         raise UnsettledError(f"{member.path!r} changed while it was copied")
 
 
+def drop(copies: Path) -> None:
+    """Remove a copied set, and free its room also where somebody reads it. Raises nothing."""
+    with suppress(OSError):
+        for found in scan(copies):
+            if found.kind == "file":
+                with suppress(OSError):
+                    _empty(copies, found.path)
+    remove_tree(copies)
+
+
+def _empty(root: Path, path: str) -> None:
+    with Tree(root) as tree:
+        folder, name = tree.at(path)
+        file = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            os.ftruncate(file, 0)
+        finally:
+            os.close(file)
+
+
 def store_set(
     store: Store, key: str, files: FileSet, *, retry: Retry, check: Callable[[], None]
 ) -> Stored:
@@ -167,6 +189,7 @@ def store_set(
             raise UnsettledError(f"{path!r} {why}")
 
     def upload() -> Archive:
+        check()
         size, archive = store.upload(key, body).size, packed[-1]
         if size != archive.size or _checksum(store, key, check) != archive.sha256:
             raise StoreUnavailableError(f"{key} is not in the store as it was sent")

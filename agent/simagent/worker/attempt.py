@@ -147,7 +147,8 @@ class AttemptRun:
             follow=self._telemetry.follow,
             keep_alive=lambda: self._runtime.keep_alive(journal.steps),
         )
-        disk = DiskWatch(self._ctx, journal, self.orders)
+        give_way = self._checkpoints.make_room if self._checkpoints is not None else lambda: None
+        disk = DiskWatch(self._ctx, journal, self.orders, make_room=give_way)
         threads = [
             self._threads.start(f"lease {self.task.id}", self._lease.run),
             self._threads.start(f"control {self.task.id}", control.run),

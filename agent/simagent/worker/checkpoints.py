@@ -28,12 +28,12 @@ from simagent.transfer.checkpoint import (
     FileSet,
     UnsettledError,
     copy,
+    drop,
     file_clock,
     find,
     store_set,
 )
 from simagent.transfer.outputs import EMPTY, Snapshot
-from simagent.transfer.removal import remove_tree
 from simagent.worker.context import Context
 from simagent.worker.journal import ARTIFACTS, Journal
 from simagent.worker.laying import remove_checkpoints
@@ -85,6 +85,7 @@ class Checkpoints:
         self._kept: Snapshot | None = None
         self._stop = Wake()
         self._stopped = False
+        self._crowded = False
         self._thread: CoreThread | None = None
 
     def start(self, threads: Threads) -> None:
@@ -101,6 +102,14 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join(within)
         return self._thread is None or not self._thread.is_alive()
+
+    def make_room(self) -> None:
+        """Give up the set that is being kept, and the room it takes: the task needs it.
+
+        Any thread may call it.
+        """
+        self._crowded = True
+        self._clear()
 
     def run(self) -> None:
         """Keep sets until `stop`, on whatever the machine has to spare."""
@@ -213,6 +222,7 @@ class Checkpoints:
             return EMPTY
 
     def _copy(self, files: FileSet, check: Callable[[], None]) -> FileSet:
+        self._crowded = False
         free = self._ctx.free_bytes(self._journal.folder)
         if free - files.bytes < self._ctx.settings.min_free:
             raise OSError(f"no room on the disk to copy {files.bytes} bytes")
@@ -229,7 +239,7 @@ class Checkpoints:
         return self._journal.scratch / "checkpoint"
 
     def _clear(self) -> None:
-        remove_tree(self._copies)
+        drop(self._copies)
 
     def _store(self, copies: FileSet, retry: Retry, check: Callable[[], None]) -> Checkpoint:
         """Upload a set that was copied, under a key that was never used."""
@@ -283,12 +293,18 @@ class Checkpoints:
     def _check(self) -> None:
         if self._stopped:
             raise _StoppedError
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self._crowded:
+            raise OSError("the disk runs full, and the copy gave way")
 
     def _check_last(self, deadline: float) -> None:
         if isinstance(self._orders.interrupted, Detached | LeaseLost):
             raise self._orders.interrupted
         if self._ctx.clock.now() >= deadline:
             raise _StoppedError(f"it took longer than {_LAST_WITHIN:g} s to store")
+        self._check_room()
 
     # --- What is known of the last one --------------------------------------------------------
 

@@ -4,6 +4,7 @@ It waits for no store and no network, and it bounds what the step's own output t
 """
 
 import math
+from collections.abc import Callable
 
 import structlog
 
@@ -26,7 +27,16 @@ log = structlog.get_logger()
 class DiskWatch:
     """Orders the end of an attempt's steps while there still is room for what is to be told."""
 
-    def __init__(self, ctx: Context, journal: Journal, orders: Orders) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        journal: Journal,
+        orders: Orders,
+        *,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``make_room`` gives up what the agent has put there, before the task has to end."""
+        self._make_room = make_room
         self._ctx = ctx
         self._journal = journal
         self._orders = orders
@@ -60,6 +70,8 @@ class DiskWatch:
         if self._orders.no_space is not None or not self._ctx.settings.min_free:
             return
         self._found = self._found + 1 if is_short(self._ctx, self._journal) else 0
+        if self._found == 1:
+            self._make_room()
         if self._found >= _LOOKS and (lack := shortage(self._ctx, self._journal)) is not None:
             self._orders.tell_no_space(lack)
 
