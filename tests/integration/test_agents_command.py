@@ -109,6 +109,13 @@ def test_agents_of_one_group_can_be_listed(rig: Rig, cli: Cli) -> None:
     assert cli("agents", "-g", "none").stdout == "no agents of group none\n"
 
 
+def test_agents_of_one_group_can_be_pruned(rig: Rig, cli: Cli) -> None:
+    for name, group in (("a", "small"), ("b", "large")):
+        place(rig, agent=name, group=group, at=1.7e9)
+    assert cli("agents", "--prune", "--group", "small").stdout == "removed: a\n"
+    assert [a["agent"] for a in listed(cli, "--all")] == ["b"]
+
+
 def test_what_an_agent_says_cannot_reach_the_terminal(rig: Rig, cli: Cli) -> None:
     place(rig, agent="bad", at=time.time(), machine={"hostname": "\x1b[31mred"}, tags=("\x07",))
     assert "\x1b" not in cli("agents").stdout

@@ -232,13 +232,13 @@ class Client:
             if group in (None, seen.group) and (gone or not agents.silent(seen, after=DAY))
         ]
 
-    def prune_agents(self) -> list[str]:
+    def prune_agents(self, *, group: str | None = None) -> list[str]:
         """Remove what agents that are gone have left to be seen, and name them.
 
-        Where any look silent it watches them for the time after which an agent is taken for gone
-        (`times.agent_ttl`, some minutes).
+        Of all groups, or of one. Where any look silent it watches them for the time after which an
+        agent is taken for gone (`times.agent_ttl`, some minutes).
         """
-        return self._tasks.agents.prune(watch=self._config.times.agent_ttl)
+        return self._tasks.agents.prune(watch=self._config.times.agent_ttl, group=group)
 
     def close(self) -> None:
         """Let go of all connections; what is asked of it or its tasks later is a `ClientError`."""

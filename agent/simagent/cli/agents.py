@@ -32,11 +32,11 @@ def list_agents(config: Config, *, group: str | None, every: bool, as_json: bool
         )
 
 
-def prune_agents(config: Config, *, as_json: bool) -> None:
+def prune_agents(config: Config, *, group: str | None, as_json: bool) -> None:
     """Remove what agents that are gone have left to be seen."""
     watch = config.times.agent_ttl
     say(f"watching for {watch:.0f} s which agents show themselves, where any look silent")
-    gone = open_client(config).prune_agents()
+    gone = open_client(config).prune_agents(group=group)
     if as_json:
         put_json(gone)
         return

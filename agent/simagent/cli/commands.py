@@ -252,7 +252,7 @@ def agents(
     from simagent.cli.agents import list_agents, prune_agents
 
     if prune:
-        prune_agents(config, as_json=as_json)
+        prune_agents(config, group=group, as_json=as_json)
     else:
         list_agents(config, group=group, every=every, as_json=as_json)
 

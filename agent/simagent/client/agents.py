@@ -1,15 +1,12 @@
 """The agents, as they show themselves in the store."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from simagent.client.calls import Calls
+from simagent.client.listing import at_a_time
 from simagent.domain import keys
 from simagent.domain.fleet import Heartbeat
-
-_AT_ONCE = 16
-"""Requests: as many as a client of S3 has connections."""
 
 
 class Agents:
@@ -24,12 +21,7 @@ class Agents:
 
         Those that cannot be read, of a newer version say, are left out.
         """
-        found = list(self._calls.scan(keys.AGENTS))
-        pool = ThreadPoolExecutor(_AT_ONCE)
-        try:
-            read = list(pool.map(partial(self._calls.record, Heartbeat), found))
-        finally:  # who interrupts it does not wait for what is on its way
-            pool.shutdown(wait=False, cancel_futures=True)
+        read = at_a_time(partial(self._calls.record, Heartbeat), self._calls.scan(keys.AGENTS))
         there = [heartbeat for heartbeat in read if heartbeat is not None]
         return sorted(there, key=lambda heartbeat: (heartbeat.group, heartbeat.agent))
 
@@ -40,16 +32,16 @@ class Agents:
         """
         return self._clock.wall() - heartbeat.at >= after
 
-    def prune(self, *, watch: float) -> list[str]:
+    def prune(self, *, watch: float, group: str | None = None) -> list[str]:
         """Remove the heartbeats that do not change while they are watched; name whose they were.
 
-        Takes ``watch`` seconds, where there are any that look silent. One that lives all the same
-        shows itself again.
+        Those of all groups, or of one. Takes ``watch`` seconds, where there are any that look
+        silent. One that lives all the same shows itself again.
         """
         suspects = {
             keys.agent(heartbeat.agent)
             for heartbeat in self.all()
-            if self.silent(heartbeat, after=watch)
+            if group in (None, heartbeat.group) and self.silent(heartbeat, after=watch)
         }
         if not suspects:
             return []

@@ -16,7 +16,7 @@ from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import NotFoundError, StoreRefusedError
 
 AT_A_TIME = 16
-"""Reads that are under way at the same time."""
+"""Requests that are under way at the same time: as many as a client of S3 has connections."""
 _FIRST, _MOST = 64, 2048
 """Rows that are read ahead: few at first, as the first ones may do."""
 _MANY_OPEN = 5000
@@ -168,10 +168,11 @@ class Listing:
 def at_a_time(call: Callable[[_T], _U], over: Iterable[_T]) -> Iterator[_U]:
     """Call for each, some at the same time; yield the results in their order.
 
-    What is left is not begun where one raises, or where the walk is left.
+    What is left is not begun where one raises, or where the walk is left, and what is on its way
+    is not waited for.
     """
     pool = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="simagent-read")
     try:
         yield from pool.map(call, over)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
