@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from fakes.aws import Moto
 from fakes.cli import Cli
 from fakes.rig import Rig, kill9
+from fakes.s3 import Bucket
 from fakes.steps import end_commands
+from faults.proxy import STALL, Proxy, Rule
 from simagent.domain.keys import TaskKeys
 from simagent.domain.state import Checkpoint
 from simagent.engines import open_store
@@ -98,9 +101,9 @@ def bench(tmp_path: Path) -> Bench:
     return made
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
+def stop(process: "subprocess.Popen[bytes]", within: float = 20) -> None:
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(within) == 0
 
 
 def outputs(bench: Bench, task: TaskKeys, folder: Path) -> dict[str, str]:
@@ -265,3 +268,23 @@ def test_a_task_without_one_is_told_that_it_does_not_restart(bench: Bench) -> No
     with bench.rig.agent(until_empty=True):
         bench.rig.finish(task)
     assert bench.rig.log(task) == b"0 1\n"
+
+
+def test_an_agent_ends_at_once_though_the_store_takes_no_part_of_a_set(
+    tmp_path: Path, moto: Moto, bucket: Bucket
+) -> None:
+    part = Rule(STALL, "UploadPart *")
+    with Proxy(bucket.endpoint or moto.endpoint, part) as proxy:
+        engines = {
+            "store": bucket.url,
+            "s3_endpoint": proxy.endpoint,
+            "s3_region": bucket.region or "",
+            "allow_process": "true",
+        }
+        rig = Rig(tmp_path, engines)
+        script = "head -c 20000000 /dev/urandom > a.rst; exec sleep 300"
+        task = rig.submit({"run": script, "shell": True}, checkpoint=CHECKPOINT)
+        process = rig.process()
+        rig.until(lambda: part.struck.total() or None)
+        stop(process, within=10)
+    end_commands(task.id)

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Literal
+from typing import Literal, NoReturn
 
 import structlog
 
 from simagent.cli.agentlog import to_stderr
 from simagent.cli.failures import CRASHED
+from simagent.cli.leaving import leave
 from simagent.cli.text import say
 from simagent.config import Config
 from simagent.ports.clock import SystemClock
@@ -27,11 +28,15 @@ _INTERRUPTED = 130
 log = structlog.get_logger()
 
 
-def run_agent(config: Config, *, until_empty: bool) -> int:
-    """Run the agent until it is told to stop, or until there is nothing to do."""
+def run_agent(config: Config, *, until_empty: bool) -> NoReturn:
+    """Run the agent until it is told to stop, or until there is nothing to do; end the process.
+
+    Nothing is left to be waited for: threads that are at an upload may wait for its answer long.
+    """
     to_stderr(config)
     with alone_on(config.state_dir, occupant(config, "agent")):
-        return _Daemon(open_agent(config, until_empty=until_empty)).run()
+        code = _Daemon(open_agent(config, until_empty=until_empty)).run()
+    leave(code, at_once=True)
 
 
 def occupant(config: Config, role: Literal["agent", "run"]) -> Occupant:
