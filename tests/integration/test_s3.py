@@ -103,6 +103,7 @@ def failing(error: Exception) -> S3Store:
         (403, "SignatureDoesNotMatch", StoreRefusedError, "does not take the credentials"),
         (301, "PermanentRedirect", StoreRefusedError, "set s3_region"),
         (400, "AuthorizationHeaderMalformed", StoreRefusedError, "set s3_region"),
+        (400, "KMS.ThrottlingException", StoreUnavailableError, "said so"),
         (400, "KMS.NotFoundException", StoreRefusedError, "KMS.NotFoundException"),
         (403, "RequestTimeTooSkewed", StoreLockedOutError, "timedatectl set-ntp true"),
         (400, "ExpiredToken", StoreLockedOutError, "have expired: renew them"),
@@ -181,17 +182,22 @@ def test_nothing_is_concluded_of_objects_where_the_bucket_is_gone(
             call()
 
 
-def test_credentials_are_looked_for_anew_once_they_expired(bucket: Bucket) -> None:
+@pytest.mark.parametrize(
+    "code",
+    # They may have been changed where they lie.
+    ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"],
+)
+def test_credentials_are_looked_for_anew_once_they_are_not_taken(bucket: Bucket, code: str) -> None:
     made: list[Client] = []
 
     def renewed(access: Access, tries: int) -> Client:
         made.append(Client(connect(access, tries)))
         if len(made) == 1:
-            made[0].faults["put_object"] = [answered("PutObject", 400, "ExpiredToken")]
+            made[0].faults["put_object"] = [answered("PutObject", 403, code)]
         return made[-1]
 
     store = S3Store(bucket.url, Access(bucket.endpoint, bucket.region), connect=renewed)
-    with pytest.raises(StoreUnavailableError, match="expired"):
+    with pytest.raises(StoreError, match="credentials"):
         store.put("k", b"")
     store.put("k", b"")
     assert len(made) == 2

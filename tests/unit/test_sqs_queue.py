@@ -151,6 +151,21 @@ def test_texts_that_sqs_refuses_come_through(queue: ListedQueue, body: str) -> N
     assert must_receive(queue).body == body
 
 
+@pytest.mark.parametrize("body", ["not json", "[" * 100_000, "{}"])
+def test_what_others_marked_wrongly_as_encoded_comes_as_it_is(
+    queue: ListedQueue, moto: Moto, body: str
+) -> None:
+    """Whoever may send could stop each agent that receives it."""
+    sqs = client(moto)
+    mark = {"simagent.encoding": {"DataType": "String", "StringValue": "json"}}
+    url = sqs.get_queue_url(QueueName=queue.name)["QueueUrl"]
+    sqs.send_message(QueueUrl=url, MessageBody=body, MessageAttributes=mark)
+    message = must_receive(queue)
+    assert message.body == body
+    queue.reject(message, "bad")
+    assert count(moto, queue.name) == 0
+
+
 def test_a_message_that_is_too_large_is_refused(queue: ListedQueue, moto: Moto) -> None:
     queue.send("x" * 262_144)
     with pytest.raises(QueueRefusedError, match="262145 bytes: SQS takes at most 262144"):

@@ -209,6 +209,12 @@ def _packed(body: str, notes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def unpacked(message: Mapping[str, Any]) -> str:
-    """Give the text of a message as SQS delivers it."""
+    """Give the text of a message as SQS delivers it; anybody may have sent it, marked wrongly."""
     body = str(message["Body"])
-    return str(json.loads(body)) if _ENCODING in message.get("MessageAttributes", {}) else body
+    if _ENCODING not in message.get("MessageAttributes", {}):
+        return body
+    try:
+        text = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    return text if isinstance(text, str) else body

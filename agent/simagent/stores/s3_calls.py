@@ -17,7 +17,7 @@ from botocore.config import Config as BotoConfig
 from botocore.parsers import ResponseParserError
 
 from simagent.ports.store import StoreRefusedError
-from simagent.stores.s3_errors import EXPIRED, Place, classify, code_of, stranger
+from simagent.stores.s3_errors import EXPIRED, WRONG, Place, classify, code_of, stranger
 
 CONNECT, ANSWER = 5.0, 30.0
 """Seconds: to connect, and between two signs of life."""
@@ -106,7 +106,7 @@ class S3Calls:
         try:
             yield
         except _FAILURES as error:
-            if code_of(error) in EXPIRED or isinstance(error, boto.NoCredentialsError):
+            if code_of(error) in EXPIRED | WRONG or isinstance(error, boto.NoCredentialsError):
                 with self._mutex:  # the next call looks for credentials anew
                     self._clients.clear()
             raise classify(error, self.place, key, conditional=conditional) from error

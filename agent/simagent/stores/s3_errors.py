@@ -25,7 +25,7 @@ NO_CONDITIONS = (
 
 _CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
-_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"}
+WRONG = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"}
 _REGION = {
     "PermanentRedirect",
     "AuthorizationHeaderMalformed",
@@ -152,7 +152,7 @@ def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: b
         return StoreLockedOutError(f"{place}: {how}: {said}")
     if code in EXPIRED:
         return StoreLockedOutError(f"{place}: the credentials have expired: renew them")
-    if code in _KEYS:
+    if code in WRONG:
         return StoreRefusedError(
             f"{place} does not take the credentials, check them (AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role): {said}"
@@ -165,7 +165,8 @@ def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: b
         )
     if code in _FULL or status == 507:
         return NoSpaceError(f"{place} is full: {said}")
-    if code in _PASSING or status in (408, 429) or (status >= 500 and status != 501):
+    passing = code.removeprefix("KMS.") in _PASSING
+    if passing or status in (408, 429) or (status >= 500 and status != 501):
         return StoreUnavailableError(f"{place}: {action}: {said}")
     if status == 403:
         what = denied(said, *_permission(error.operation_name, place, key))
