@@ -97,6 +97,8 @@ def test_a_running_task_is_killed_with_its_outputs_kept(rig: Rig) -> None:
     with rig.agent():
         task = rig.submit({"run": "echo begun > begun.txt; exec sleep 1000", "shell": True})
         rig.until(lambda: rig.running(task))
+        (attempt,) = rig.client.state(task).attempts
+        assert (attempt.ran_seconds, "step-0" in attempt.timings) == (None, False)
         assert not rig.client.kill(task, by="tester", grace=1.0).terminal
         state = rig.finish(task)
     assert (state.status, state.reason) == ("killed", "killed")

@@ -42,3 +42,12 @@ def test_what_the_task_says_is_not_said_again() -> None:
     lines = shown(state)
     assert "     disk away" in lines
     assert sum("registry away" in line for line in lines) == 1
+
+
+def test_what_is_not_known_yet_is_no_zero_and_the_time_of_a_deletion_no_end() -> None:
+    attempts = (attempt(1, ""),)
+    state = State(status=Status.RUNNING, spec_sha256="0" * 64, submitted_at=0.0, attempts=attempts)
+    assert any("ran -" in line for line in shown(state))
+    gone = shown(state.with_(status=Status.DELETED, ended_at=5.0))
+    assert any(line.startswith("  deleted   ") for line in gone)
+    assert not any(line.startswith("  ended") for line in gone)

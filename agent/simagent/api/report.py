@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from simagent.api.text import columns, moment, printable, seconds, size
 from simagent.domain.fleet import Refused
 from simagent.domain.spec import Spec
-from simagent.domain.state import Attempt, State, StepRecord
+from simagent.domain.state import Attempt, State, Status, StepRecord
 
 _TAIL_LINES = 15
 
@@ -114,7 +114,8 @@ def full(
         yield f"  waiting: refused by {printable(refused.agent)}: {printable(refused.why)}"
     yield f"  submitted {moment(state.submitted_at)} by {printable(state.submitted_by) or '-'}"
     if state.ended_at:
-        yield f"  ended     {moment(state.ended_at)}"
+        word = "deleted" if state.status is Status.DELETED else "ended"
+        yield f"  {word:<9} {moment(state.ended_at)}"
     if state.retry_of:
         yield f"  a retry of {state.retry_of}"
     if spec:

@@ -247,6 +247,8 @@ class Tasks:
         """
         state = self.state(task)
         if state.output is None:
+            if state.status is Status.DELETED:
+                raise ClientError(f"task {task.id} was deleted, with its outputs")
             hint = "they come with its end" if not state.terminal else "it published none"
             raise ClientError(f"task {task.id} is {state.status} and has no outputs: {hint}")
         try:

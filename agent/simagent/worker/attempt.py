@@ -295,11 +295,12 @@ class AttemptRun:
         """What is to be told of this attempt so far."""
         steps = self._steps.records or self._journal.entry.attempt.steps
         ran = {
-            f"step-{step.number}": Timing(seconds=step.seconds or 0.0, started=step.started)
+            f"step-{step.number}": Timing(seconds=step.seconds, started=step.started)
             for step in steps
+            if step.seconds is not None
         }
         return self._journal.entry.attempt.with_(
             steps=steps,
             timings=self._timeline.as_dict() | ran,
-            ran_seconds=sum(timing.seconds for timing in ran.values()),
+            ran_seconds=sum(timing.seconds for timing in ran.values()) if ran else None,
         )
