@@ -229,6 +229,7 @@ def test_embedded_engines_need_no_setup(tmp_path: Path) -> None:
         (["--policy", "king"], {}, 2, "'king' is no role: use one of agent, client"),
         (["--policy", "agent"], {"S3_KMS_KEY": "alias/k"}, 2, "write the ARN of alias/k"),
         (["-g", "a b"], {}, 2, "'a b' is no valid name"),
+        (["-g", "a.b", "--json"], {}, 2, "use another group or queue"),
         ([], {"S3_ENDPOINT": "http://127.0.0.1:9"}, 1, "nothing listens"),
     ],
 )
@@ -239,3 +240,4 @@ def test_what_is_wrong_is_one_line(
     said = fleet.cli("setup", *options, code=code).stderr
     assert line in said
     assert len(said.splitlines()) == 1
+    assert not [b for b in fleet.s3.list_buckets()["Buckets"] if b["Name"] == fleet.bucket]

@@ -9,6 +9,7 @@ from simagent.cli.text import put, put_json
 from simagent.config import Config, ConfigError
 from simagent.domain.ids import check_name
 from simagent.engines import queue_names, set_up_queues, set_up_store
+from simagent.ports.queue import QueueRefusedError
 from simagent.ports.setup import Finding, Way
 
 _SETTINGS = (
@@ -56,10 +57,16 @@ def print_policy(config: Config, groups: Sequence[str], role: str) -> int:
 
 
 def _checked(config: Config, groups: Sequence[str]) -> Sequence[str]:
+    """Give the groups, each of which can have a queue: nothing is made where one cannot."""
     try:
-        return [check_name(group) for group in groups or [config.group]]
+        checked = [check_name(group) for group in groups or [config.group]]
     except ValueError as error:
         raise ConfigError(f"--group: {error}") from None
+    try:
+        queue_names(config, checked)
+    except QueueRefusedError as error:
+        raise ConfigError(str(error)) from None
+    return checked
 
 
 def _findings(config: Config, groups: Sequence[str], way: Way) -> Iterator[Finding]:
