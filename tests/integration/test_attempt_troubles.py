@@ -18,6 +18,7 @@ from simagent.domain.keys import TaskKeys
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock, Waitable, Wake
 from simagent.ports.runtime import Step, StepExit, StepPlan
+from simagent.ports.store import StoreForbiddenError
 from simagent.runtimes.process import ProcessRuntime
 from simagent.wiring import open_context
 from simagent.worker.attempt import AttemptRun
@@ -171,6 +172,25 @@ def test_outputs_that_end_the_agent_again_and_again_are_given_up(rig: Rig) -> No
     assert len(crashes) == 3
     assert (state.status, state.reason, state.epoch) == ("error", "output_failed", 1)
     assert "again and again" in state.message
+
+
+def test_outputs_wait_for_a_permission_that_was_taken_away(rig: Rig) -> None:
+    tried: list[str] = []
+
+    def forbid(call: str, key: str) -> None:
+        if call == "upload" and len(tried) < 3:
+            tried.append(key)
+            raise StoreForbiddenError("s3:PutObject on it is not allowed")
+
+    def forbidden(ctx: Context) -> Context:
+        faults = Faults(SystemClock(), before=forbid)
+        return replace(ctx, ledger=Ledger(FaultyStore(ctx.ledger.store, faults)))
+
+    with rig.agent(change=forbidden):
+        state = rig.finish(rig.submit({"run": "echo made > made.txt", "shell": True}))
+    assert len(tried) == 3
+    assert state.status == "succeeded"
+    assert state.output is not None
 
 
 def test_a_task_with_outside_effects_is_ended_while_the_store_is_away(rig: Rig) -> None:

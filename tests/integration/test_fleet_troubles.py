@@ -22,6 +22,7 @@ from simagent.config import load_config
 from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailableError
 from simagent.ports.store import (
     StoreError,
+    StoreForbiddenError,
     StoreLockedOutError,
     StoreRefusedError,
     StoreUnavailableError,
@@ -75,11 +76,11 @@ def box(endpoint: str, **more: Any) -> S3Store:
                 "kms:GenerateDataKey on resource: arn:aws:kms:eu-west-1:1:key/k because no "
                 "identity-based policy allows it",
             },
-            *(StoreRefusedError, "kms:GenerateDataKey on arn:aws:kms:eu-west-1:1:key/k is not"),
+            *(StoreForbiddenError, "kms:GenerateDataKey on arn:aws:kms:eu-west-1:1:key/k is not"),
         ),
         (
             {"code": "AccessDenied", "status": 403, "said": "Access Denied"},
-            *(StoreRefusedError, "s3:PutObject on arn:aws:s3:::box/pre/k is not allowed"),
+            *(StoreForbiddenError, "s3:PutObject on arn:aws:s3:::box/pre/k is not allowed"),
         ),
         (
             {"code": "ExpiredToken", "status": 400},
@@ -87,7 +88,7 @@ def box(endpoint: str, **more: Any) -> S3Store:
         ),
         (
             {"code": "InvalidAccessKeyId", "status": 403},
-            *(StoreRefusedError, "does not take the credentials"),
+            *(StoreForbiddenError, "does not take the credentials"),
         ),
         ({"code": "SlowDown", "status": 503}, StoreUnavailableError, "s3:PutObject: no"),
         ({"code": "Found", "status": 302}, StoreUnavailableError, "sends each call elsewhere"),

@@ -78,7 +78,7 @@ def test_what_has_to_be_written_waits_until_it_can_be(it: Fixture, error: Except
 
 
 @pytest.mark.parametrize("error", [REFUSED, FULL], ids=repr)
-def test_outputs_wait_for_the_store_to_answer_only(it: Fixture, error: Exception) -> None:
+def test_what_is_refused_for_good_is_not_waited_for(it: Fixture, error: Exception) -> None:
     with pytest.raises((StoreError, OSError)):
         it.holding.retry(lambda: it.failing(error))
     assert it.calls == 1

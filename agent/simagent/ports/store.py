@@ -54,6 +54,13 @@ class StoreRefusedError(StoreError):
     """The store will not do this however often it is asked (permission, read-only, bad name)."""
 
 
+class StoreForbiddenError(StoreRefusedError):
+    """The store does not permit it to this machine: somebody may have taken that away just now.
+
+    What a simulation made is kept until it is permitted again.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A small object, read whole, with the version tag that conditional writes compare."""

@@ -13,6 +13,7 @@ from simagent.ports.store import (
     NotFoundError,
     PreconditionError,
     StoreError,
+    StoreForbiddenError,
     StoreLockedOutError,
     StoreRefusedError,
     StoreUnavailableError,
@@ -153,7 +154,7 @@ def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: b
     if code in EXPIRED:
         return StoreLockedOutError(f"{place}: the credentials have expired: renew them")
     if code in WRONG:
-        return StoreRefusedError(
+        return StoreForbiddenError(
             f"{place} does not take the credentials, check them (AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's role): {said}"
         )
@@ -170,7 +171,7 @@ def _answered(error: boto.ClientError, place: Place, key: str, *, conditional: b
         return StoreUnavailableError(f"{place}: {action}: {said}")
     if status == 403:
         what = denied(said, *_permission(error.operation_name, place, key))
-        return StoreRefusedError(
+        return StoreForbiddenError(
             f"{place}: {what}: give the credentials that permission "
             f"(simagent setup --policy ROLE prints what they need): {said}"
         )
@@ -185,7 +186,7 @@ def _headers(error: boto.ClientError) -> Mapping[str, str]:
 
 def _has_no_page(error: boto.ClientError) -> bool:
     """Tell whether no answer to the call has a page that would name a code."""
-    return error.operation_name.startswith("Head")
+    return str(error.operation_name).startswith("Head")
 
 
 def _detail(error: boto.ClientError, name: str) -> str:

@@ -1,6 +1,7 @@
 """FINAL's work: what the run made goes into the store, with its logs and metrics beside it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -9,7 +10,7 @@ from simagent.domain.keys import STREAMS, Stream
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import Output
-from simagent.ports.store import StoreError
+from simagent.ports.store import StoreError, StoreForbiddenError, StoreUnavailableError
 from simagent.telemetry.segments import write_csv
 from simagent.telemetry.spool import count_line, cut_line
 from simagent.telemetry.timeline import Timeline
@@ -23,6 +24,7 @@ from simagent.worker.room import NoRoomError, Patience
 
 _TAIL_BYTES = 4096
 _TAIL_LINES = 20
+_PASSING = (StoreUnavailableError, StoreForbiddenError)
 
 log = structlog.get_logger()
 
@@ -76,7 +78,8 @@ def publish(
             layout=spec.outputs.layout,
             record=journal.folder / "published.jsonl",
             yields=yields,
-            retry=Patience(ctx, journal, holding.retry),
+            # What is forbidden may be allowed again; nothing else has what the simulation made.
+            retry=Patience(ctx, journal, partial(holding.retry, on=_PASSING)),
             clock=ctx.clock,
         )
     except NoRoomError as error:
