@@ -16,6 +16,7 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import Wake
 from simagent.worker.context import Context, Identity
 from simagent.worker.journal import Journals
+from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
 
@@ -42,8 +43,13 @@ class Fixture:
             journals=Journals(folder),
             runtimes={},
         )
+        self.line = Line(self.clock, Times())
         self.reception = Reception(
-            ctx, self.judge, lambda *claimed: self.started.append(claimed), lambda _: None
+            ctx,
+            self.judge,
+            lambda *claimed: self.started.append(claimed),
+            lambda _: None,
+            line=self.line,
         )
 
     def suspect(self, *, heard: bool, **fields: object) -> str | None:
@@ -108,3 +114,25 @@ def test_a_refused_task_that_nobody_held_is_not_rung_for(tmp_path: Path) -> None
     task = place(it.ledger, "queued")
     it.reception.reconsider(task, None)
     assert it.to_be_heard() == 0
+
+
+def test_a_task_keeps_its_place_in_the_line_where_another_took_the_last_slot(
+    tmp_path: Path,
+) -> None:
+    it = Fixture(tmp_path)
+    task = place(it.ledger, "queued")
+    it.line.refused(task, None)
+    it.reception.reconsider(task, None, free=False)
+    assert it.line.again(1) == [(task, None)]
+    it.reception.reconsider(task, None)
+    assert len(it.started) == 1
+    assert it.line.again(2) == []
+
+
+def test_no_room_is_kept_for_a_task_that_cannot_be_read_any_more(tmp_path: Path) -> None:
+    it = Fixture(tmp_path)
+    task = place(it.ledger, "queued")
+    it.line.refused(task, None)
+    it.ledger.store.put(task.state, b"not a state")
+    it.reception.reconsider(task, None)
+    assert it.line.again(1) == []

@@ -77,13 +77,15 @@ class Reception:
             self.consider(task, receipt, free=free)
         except CorruptError as error:
             self._judge.suspects.forget(task)
+            self._settle(task)
             log.warning(Event.TASK_REFUSED, task=task.id, reason=str(error))
 
     def consider(self, task: TaskKeys, receipt: str | None, *, free: bool = True) -> None:
         """Judge a task and act. Raises StoreError, QueueError, `CorruptError`."""
         verdict = self._judge.judge(task, receipt)
-        if self._line is not None and not (isinstance(verdict, Hide) and verdict.room):
-            self._line.settled(task)
+        waits = isinstance(verdict, Claim) and not free
+        if not (waits or (isinstance(verdict, Hide) and verdict.room)):
+            self._settle(task)
         match verdict:
             case Gone(poison=poison):
                 self._dismiss(task, receipt, poison)
@@ -99,6 +101,11 @@ class Reception:
                 self._claim(task, verdict, receipt)
             case Claim(lost=True):
                 self._call_others(task, receipt)
+
+    def _settle(self, task: TaskKeys) -> None:
+        """Let a task wait for room no longer."""
+        if self._line is not None:
+            self._line.settled(task)
 
     def _close(self, task: TaskKeys, change: Callable[[State], State], receipt: str | None) -> None:
         try:
