@@ -248,8 +248,12 @@ class Config(BaseSettings):
 
 def load_config(path: Path | None = None, **flags: Any) -> Config:
     """Read the configuration; ``flags`` that are None do not count. Raises `ConfigError`."""
+    try:
+        path = path and _at_home(path)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from None
     if path is not None and not path.is_file():
-        raise ConfigError(f"--config: {path} does not exist")
+        raise ConfigError(f"config: {path} does not exist")
     chosen = path or (SYSTEM_CONFIG if os.geteuid() == 0 and SYSTEM_CONFIG.is_file() else None)
 
     class FromFile(Config):

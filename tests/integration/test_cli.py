@@ -77,7 +77,7 @@ def test_a_bad_task_is_refused_in_one_line_and_nothing_is_written(
         (["list", "--store", "ftp://x/y"], "store: 'ftp://x/y' is not supported: use file:///DIR"),
         (["--store", "ftp://x/y", "list"], "store: 'ftp://x/y' is not supported: use file:///DIR"),
         (["list", "--queue", "sqlite:x"], "queue: 'sqlite:x' has no absolute path"),
-        (["list", "--config", "none.toml"], "--config: none.toml does not exist"),
+        (["list", "--config", "none.toml"], "config: none.toml does not exist"),
         (["list", "--status", "runing"], "--status: 'runing' is no status: did you mean running?"),
         (["list", "--tag", "kind"], "--tag: 'kind' has no value"),
         (["show", "../x"], "'../x' is no task id"),

@@ -17,7 +17,7 @@ from simagent.client.calls import Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.listing import Wanted as Listable
 from simagent.client.tasks import Tasks
-from simagent.config import Config, ConfigError, load_config
+from simagent.config import Config, load_config
 from simagent.domain.spec import Spec
 from simagent.domain.state import Status
 from simagent.ports.clock import SystemClock
@@ -60,9 +60,7 @@ class Client:
         **settings: object,
     ) -> None:
         path = config or os.environ.get("SIMAGENT_CONFIG")
-        file = Path(path).expanduser() if path else None
-        if file is not None and not file.is_file():
-            raise ConfigError(f"config: {file} does not exist")
+        file = Path(path) if path else None
         self._open(
             load_config(file, store=store, queue=queue, project=project, **settings), on_notice
         )

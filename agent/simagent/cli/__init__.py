@@ -4,7 +4,7 @@ Modules that are imported when a command line is parsed (`app`, `commands`, `opt
 nothing heavy, so that `--help` is fast; the commands import what they need when they are called.
 """
 
-from simagent.cli.leaving import leave
+from simagent.cli.leaving import INTERRUPTED, leave
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     try:
         app(prog_name="simagent")
     except KeyboardInterrupt:
-        leave(130, at_once=True)
+        leave(INTERRUPTED, at_once=True)
     except BrokenPipeError:
         code = 1
     except Exception as error:  # noqa: BLE001 - the last resort: it is shown, or raised again

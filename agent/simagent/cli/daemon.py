@@ -12,7 +12,7 @@ import structlog
 
 from simagent.cli.agentlog import to_stderr
 from simagent.cli.failures import CRASHED
-from simagent.cli.leaving import leave
+from simagent.cli.leaving import INTERRUPTED, leave
 from simagent.cli.text import say
 from simagent.config import Config
 from simagent.ports.clock import SystemClock
@@ -23,7 +23,6 @@ from simagent.worker.orders import Detached, Preempted
 
 _STOP_WITHIN = 9.0
 _LEAVE_WITHIN = 1.0
-_INTERRUPTED = 130
 
 log = structlog.get_logger()
 
@@ -96,7 +95,7 @@ class _Daemon:
             self._agent.interrupt(Preempted("stopped by the operator"))
         else:
             say("leaving: commands run on, the next agent takes them up again")
-            self._code = _INTERRUPTED
+            self._code = INTERRUPTED
             self._let_go("stopped by the operator", _LEAVE_WITHIN)
 
     def _let_go(self, why: str, within: float) -> None:

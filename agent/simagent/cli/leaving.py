@@ -4,6 +4,9 @@ import os
 import sys
 from typing import NoReturn
 
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C has ended."""
+
 
 def leave(code: int, *, at_once: bool = False) -> NoReturn:
     """End the process; ``at_once`` without a wait for threads that wait for an answer."""

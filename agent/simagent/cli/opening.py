@@ -7,10 +7,10 @@ import threading
 from typing import NoReturn
 
 from simagent.api import Client
+from simagent.cli.leaving import INTERRUPTED
 from simagent.cli.text import printable, say
 from simagent.config import Config
 
-INTERRUPTED = 130
 _TIDY_WITHIN = 1.5
 _SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"
 

@@ -16,10 +16,6 @@ class Bar:
         self._shown = shown
         self._job = job
 
-    def advance(self, count: int) -> None:
-        """Show that so many more have come."""
-        self._shown.advance(self._job, count)
-
     def reach(self, done: int, total: int | None) -> None:
         """Show how many have come by now, and how many there will be."""
         self._shown.update(self._job, completed=done, total=total)

@@ -120,8 +120,7 @@ def kill_tasks(config: Config, task_ids: Sequence[str], *, grace: str | None) ->
     for task_id in task_ids:
         array = client.find_array(task_id)
         if array is not None:
-            with _options():
-                put(f"{array.id}: {counted(array.kill(grace=grace))}")
+            put(f"{array.id}: {counted(array.kill(grace=within))}")
             continue
         task = client.task(task_id)
         before = task.state

@@ -12,7 +12,8 @@ from simagent.domain.mutations import SupersededError
 from simagent.domain.state import Status
 from simagent.ports.store import NotFoundError
 
-_TOMBSTONE_SECONDS = 30 * 86_400.0
+TOMBSTONE_SECONDS = 30 * 86_400.0
+"""How long it is known of a task that it was there."""
 
 
 class Removal:
@@ -49,7 +50,7 @@ class Removal:
             age = now - (row.state.ended_at or now)
             if row.state.status is Status.DELETED:
                 self._remove_rest(row.task)
-                if age > _TOMBSTONE_SECONDS:
+                if age > TOMBSTONE_SECONDS:
                     self._remove(row.task.state)
                     self._remove(key)
             elif age > older_than:
