@@ -5,7 +5,7 @@ import os
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -183,6 +183,35 @@ def test_a_part_that_is_wrong_is_begun_anew(root: Path, target: Path, layout: La
     store.limit = None
     download(store, output, ["**"], Place(target))
     assert (target / "big").read_bytes() == (root / "big").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["hard link", "symbolic link", "folder"])
+def test_what_others_put_in_the_place_of_a_part_is_not_written_to(
+    root: Path, target: Path, tmp_path: Path, how: str
+) -> None:
+    """The folder may be one in which others can write, and they may know the name."""
+    store = Watched()
+    (root / "big").write_bytes(os.urandom(9 * MEGABYTE))
+    output = publish(store, root, "files")
+    store.limit = MEGABYTE
+    with pytest.raises(StoreUnavailableError):
+        download(store, output, ["**"], Place(target))
+    (part,) = target.iterdir()
+    part.unlink()
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"precious")
+    if how == "hard link":
+        os.link(mine, part)
+    elif how == "symbolic link":
+        part.symlink_to(mine)
+    else:
+        part.mkdir()
+    store.limit = None
+    with suppress(OSError):
+        download(store, output, ["**"], Place(target))
+    assert mine.read_bytes() == b"precious"
+    if how == "hard link":
+        assert (target / "big").read_bytes() == (root / "big").read_bytes()
 
 
 @both

@@ -158,10 +158,8 @@ class Laying:
         marks = hashlib.sha256(f"{self._version} {path}".encode(errors="surrogateescape"))
         name = f".simagent-{marks.hexdigest()[:16]}.part"
         folder, _ = self._tree.at(_beside(path, name), make=True)
-        file = os.open(name, _PART, 0o600, dir_fd=folder)
+        file = _open_part(folder, name)
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise NotADirectoryError(f"{name!r} is no regular file")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -179,6 +177,18 @@ class Laying:
         folder, name = self._tree.at(path)
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
+
+
+def _open_part(folder: int, name: str) -> int:
+    """Open a part, a new one where what has its name may be somebody else's, too."""
+    file = os.open(name, _PART, 0o600, dir_fd=folder)
+    status = os.fstat(file)
+    owners = {os.geteuid(), os.fstat(folder).st_uid}  # where one user owns a whole file system
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid in owners:
+        return file
+    os.close(file)
+    os.unlink(name, dir_fd=folder)
+    return os.open(name, _PART | os.O_EXCL, 0o600, dir_fd=folder)
 
 
 def _beside(path: str, name: str) -> str:
