@@ -15,7 +15,7 @@ from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueUnavailableError
-from simagent.ports.store import StoreUnavailableError
+from simagent.ports.store import StoreRefusedError, StoreUnavailableError
 from simagent.worker.receive import Judge
 from simagent.worker.sweep import Sweeper, Swept
 
@@ -253,6 +253,21 @@ def test_what_cannot_be_read_holds_nobody_up() -> None:
     assert names == ["A.default", "B.default", "C", "D.default"], (
         "nothing is discarded that was not understood"
     )
+
+
+def test_a_task_that_may_not_be_read_holds_nobody_up() -> None:
+    it = Fixture()
+    for id_ in ("A", "B", "C"):
+        it.place("queued", id=id_, bell_at=None)
+
+    def forbid(_call: str, key: str) -> None:
+        if key == TaskKeys("default", "A").state:
+            raise StoreRefusedError("another key of KMS's")
+
+    it.faults.before = forbid
+    with pytest.raises(StoreRefusedError):
+        it.sweeper().sweep()
+    assert it.rung() == ["B", "C"]
 
 
 def test_only_the_own_group_is_swept() -> None:

@@ -18,7 +18,7 @@ from simagent.domain.times import Times
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.queue import Queue
-from simagent.ports.store import NotFoundError, PreconditionError
+from simagent.ports.store import NotFoundError, PreconditionError, StoreRefusedError
 from simagent.worker.fleet import Vanished
 from simagent.worker.receive import Claim, Close, Hide, Judge, Verdict, tell_of_loss
 from simagent.worker.refusals import Refusals
@@ -101,9 +101,11 @@ class Sweeper:
         if batch is None:
             return None
         swept = Swept()
-        self._look_at(batch, swept)
+        refused = self._look_at(batch, swept)
         self._vanished.prune_if_due()
         log.info(Event.SWEPT, seen=swept.seen, rung=swept.rung, closed=swept.closed)
+        if refused is not None:
+            raise refused
         return swept
 
     def walk(self) -> Swept:
@@ -111,13 +113,17 @@ class Sweeper:
 
         Raises StoreError, QueueError.
         """
-        swept, after = Swept(), ""
+        swept, after, refused = Swept(), "", None
         while batch := self._ledger.markers(self._group, after=after, limit=_BATCH):
-            self._look_at(batch, swept)
+            refused = self._look_at(batch, swept) or refused
             after = batch[-1]
+        if refused is not None:
+            raise refused
         return swept
 
-    def _look_at(self, batch: list[str], swept: Swept) -> None:
+    def _look_at(self, batch: list[str], swept: Swept) -> StoreRefusedError | None:
+        """Look at tasks; give why one of them may not be seen, which holds up no other."""
+        refused: StoreRefusedError | None = None
         for name in batch:
             swept.seen += 1
             try:
@@ -126,9 +132,12 @@ class Sweeper:
                     self._look(task, swept)
             except (CorruptError, TooNewError) as error:
                 log.warning("open task cannot be read", marker=name, error=str(error))
+            except StoreRefusedError as error:
+                refused = error
             except SupersededError:
                 continue  # somebody else did something about it just now
         self._forget_old()
+        return refused
 
     def _take_turn(self, *, force: bool) -> list[str] | None:
         """Agree with the other agents on who sweeps; give the markers to look at."""
