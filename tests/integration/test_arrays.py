@@ -133,6 +133,18 @@ def test_a_repeated_submission_leaves_alone_what_has_ended(desk: Desk) -> None:
     ]
 
 
+def test_the_id_of_an_array_that_was_removed_is_refused(desk: Desk) -> None:
+    desk.submit(3)
+    for task in elements(A, 3):
+        desk.end(task)
+        desk.client.delete(task)
+    list(desk.client.prune(older_than=DAY))
+    before = desk.keys("")
+    with pytest.raises(UsageError, match="was deleted: use another --id"):
+        desk.submit(3)
+    assert desk.keys("") == before
+
+
 def test_another_array_of_the_same_id_is_refused(desk: Desk) -> None:
     desk.submit()
     with pytest.raises(UsageError, match="another spec"):

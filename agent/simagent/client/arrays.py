@@ -10,6 +10,7 @@ from simagent.client.caller import whoami
 from simagent.client.calls import Calls
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.listing import at_a_time
+from simagent.client.removal import TOMBSTONE_SECONDS
 from simagent.domain import bell, keys
 from simagent.domain.arrays import ArrayRecord, element, element_spec, elements
 from simagent.domain.keys import ArrayKeys, TaskKeys
@@ -22,7 +23,6 @@ from simagent.ports.store import Body, NotFoundError, PreconditionError, StoreRe
 
 _AT_ONCE = 200
 """Elements that are written before their bells are rung, and that are looked at in a turn."""
-_TOMBSTONE_SECONDS = 30 * 86_400.0
 
 
 class Arrays:
@@ -126,7 +126,7 @@ class Arrays:
         left = [key for key in self._calls.scan(beneath) if key.split("/")[3] in mine]
         tombstones = sum(key.endswith("/state.json") for key in left)
         age = self._calls.clock.wall() - record.submitted_at
-        if tombstones < len(left) or (tombstones < record.size and age < _TOMBSTONE_SECONDS):
+        if tombstones < len(left) or (tombstones < record.size and age < TOMBSTONE_SECONDS):
             return False
         for key in [*self._calls.scan(array.root)][::-1]:
             if key != array.record:
@@ -143,6 +143,7 @@ class Arrays:
     def _begin(self, array: ArrayKeys, spec: Spec) -> tuple[ArrayRecord, bool]:
         """Write down the array; tell whether it was there before."""
         assert spec.array is not None
+        self._refuse_removed(array, spec.array.size)
         record = ArrayRecord(
             size=spec.array.size,
             spec=spec,
@@ -162,6 +163,15 @@ class Arrays:
                 ) from None
             return found, True
         return record, False
+
+    def _refuse_removed(self, array: ArrayKeys, size: int) -> None:
+        """Refuse the id of an array of which tombstones are left: none of its tasks would run."""
+        try:
+            state = self._calls.retried(partial(self._ledger.state, element(array, 0, size)))
+        except (NotFoundError, CorruptError, TooNewError):
+            return
+        if state.status is Status.DELETED and self.find(array.id) is None:
+            raise UsageError(f"array {array.id} exists already, and was deleted: use another --id")
 
     def _upload(self, array: ArrayKeys, bodies: dict[int, Body]) -> None:
         """Store the shared inputs, once: tasks may be reading them when this is repeated."""
