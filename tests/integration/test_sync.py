@@ -119,6 +119,16 @@ def test_what_nobody_fetched_is_removed_when_the_commands_are_over(rig: Rig) -> 
     rig.until(lambda: left(rig, task) == [])
 
 
+def test_one_that_takes_long_to_choose_its_files_ends_with_the_commands(rig: Rig) -> None:
+    with running(rig) as task:
+        (attempt,) = (rig.folder / "state" / "attempts").iterdir()
+        for number in range(5000):
+            (attempt / "work/output/artifacts" / f"file-{number}").touch()
+        asked = Request(op="sync", sync="ONE", patterns=("*b",) * 10_000)
+        assert asker(rig, task).ask(asked) is not None
+    assert f"sync {task.id}" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_a_file_that_is_written_without_a_pause_comes_as_it_was_read(
     rig: Rig, tmp_path: Path
 ) -> None:

@@ -158,7 +158,8 @@ def drop(copies: Path) -> None:
             if found.kind == "file":
                 with suppress(OSError):
                     _empty(copies, found.path)
-    remove_tree(copies)
+    with suppress(OSError):
+        remove_tree(copies)
 
 
 def _empty(root: Path, path: str) -> None:

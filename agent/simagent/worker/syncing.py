@@ -144,15 +144,16 @@ class Syncing:
         ctx, entry = self._ctx, self._journal.entry
         globs = Globs(job.patterns)
         made = select(self._journal.folder, self._inputs(), self._spec.outputs, beneath=ARTIFACTS)
-        members = [member for member in made.members if globs.match(member.path)]
+        members = []
+        for member in made.members:  # where there are many, of many patterns, that takes long
+            self._check(job)
+            if globs.match(member.path):
+                members.append(member)
         logs: dict[str, Path] = {f"{name}.txt": self._journal.logs / name for name in STREAMS}
 
         def on_progress(count: int) -> None:
             job.sent += count
-            if self._stopped or job is not self._job:
-                raise _GivenUpError("it was given up")
-            if ctx.clock.now() - job.asked > _FORGOTTEN:
-                raise _GivenUpError("nobody waits for it")
+            self._check(job)
 
         clock = ctx.clock
         deadline = clock.now() + _PATIENCE
@@ -169,6 +170,12 @@ class Syncing:
             clock=clock,
             on_progress=on_progress,
         )
+
+    def _check(self, job: _Job) -> None:
+        if self._stopped or job is not self._job:
+            raise _GivenUpError("it was given up")
+        if self._ctx.clock.now() - job.asked > _FORGOTTEN:
+            raise _GivenUpError("nobody waits for it")
 
     def _inputs(self) -> Snapshot:
         try:
