@@ -65,7 +65,7 @@ class SqsAnswers:
             self.go_on.wait(float(str(asked["WaitTimeSeconds"])))
         if operation == "SendMessageBatch":
             return 200, self._take(asked["Entries"])  # type: ignore[arg-type]
-        return 200, {}
+        return 200, {"MessageId": "1"} if operation == "SendMessage" else {}
 
     def _take(self, entries: list[dict[str, str]]) -> dict[str, object]:
         failed: list[dict[str, object]] = []

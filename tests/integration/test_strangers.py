@@ -114,6 +114,26 @@ def test_no_call_takes_the_error_of_a_stranger_for_that_of_s3(
                 call(store)
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "page"),
+    [
+        (200, "application/json", b'{"login": "please"}'),
+        (200, "application/json", b'"login"'),
+        (200, "text/plain", b"log in"),
+        (200, "text/plain", b""),
+        (400, "application/json", b'["no"]'),
+        (400, "application/json", b'{"__type": 5}'),
+    ],
+)
+@pytest.mark.usefixtures("moto")
+def test_what_sqs_would_never_say_ends_nobody(status: int, kind: str, page: bytes) -> None:
+    with answering(status, kind, page) as endpoint:
+        queue = SqsQueue("q", "default", SystemClock(), region="eu-west-1", endpoint=endpoint)
+        for call in QUEUE.values():
+            with pytest.raises(QueueUnavailableError, match="is no SQS"):
+                call(queue)
+
+
 @PAGES
 @pytest.mark.usefixtures("moto")
 def test_no_call_takes_the_error_of_a_stranger_for_that_of_sqs(

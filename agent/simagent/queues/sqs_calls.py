@@ -34,6 +34,11 @@ _POLL = BotoConfig(
     max_pool_connections=16,
 )
 
+# boto3 trips over what is JSON and yet nothing that SQS would say.
+_UNREADABLE = (ResponseParserError, AttributeError, KeyError, TypeError)
+_PROOF = {"get_queue_url": {"QueueUrl"}, "send_message": {"MessageId"}}
+"""What good answers of SQS's tell; other calls are made with the URL that the first one told."""
+
 _NO_QUEUE = {"NonExistentQueue", "QueueDoesNotExist"}
 _STALE = {"ReceiptHandleIsInvalid", "MessageNotInflight"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "AuthFailure", "InvalidSecurity"}
@@ -105,12 +110,14 @@ class SqsCalls:
             answer: dict[str, Any] = getattr(self._client(kind), operation)(**fields)
         except boto.ClientError as error:
             raise self._answered(error, name) from error
-        except ResponseParserError as error:
+        except _UNREADABLE as error:
             raise self._foreign(name) from error
         except boto.BotoCoreError as error:
             raise self._unanswered(error, name) from error
         headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        if str(headers.get("content-type", "")).startswith("text/html"):
+        told = _PROOF.get(operation, answer.keys())
+        page = str(headers.get("content-type", "")).startswith("text/html")
+        if page or not told <= answer.keys():
             raise self._foreign(name)
         return answer
 
