@@ -153,6 +153,36 @@ def test_another_array_of_the_same_id_is_refused(desk: Desk) -> None:
         desk.submit(commands=["false"])
 
 
+def test_a_task_and_an_array_have_no_id_in_common(desk: Desk) -> None:
+    desk.submit(3)
+    alone = Spec.model_validate({"commands": ["true"]})
+    with pytest.raises(UsageError, match=f"{A.id} is the id of an array"):
+        desk.client.submit(alone, base=Path(), task_id=A.id)
+    with pytest.raises(ClientError, match=f"{A.id} is an array: name one of its tasks"):
+        desk.client.retry(TaskKeys(A.project, A.id))
+    desk.client.submit(alone, base=Path(), task_id="other")
+    many = Spec.model_validate({"commands": ["true"], "array": {"size": 3}})
+    with pytest.raises(UsageError, match="other is the id of a task"):
+        desk.client.submit_array(many, base=Path(), array_id="other")
+
+
+def test_outputs_of_others_are_fetched_where_one_has_none_that_match(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    (tmp_path / "task.toml").write_text(
+        "[array]\nsize = 3\n[[commands]]\nshell = true\n"
+        'run = "test $SIMAGENT_ARRAY_INDEX = 1 || echo made > out"\n'
+    )
+    cli = told(rig)
+    array = ok(cli, "submit", str(tmp_path / "task.toml")).strip()
+    with rig.agent():
+        ok(cli, "wait", array)
+    got = tmp_path / "got"
+    said = cli("download", array, "out", "-o", str(got), code=1).stderr
+    assert sorted(file.parent.name for file in got.glob("*/out")) == ["0", "2"]
+    assert f"task {array}-1 has no output that matches out" in said
+    assert "1 of 3 tasks have no outputs that match" in said
+
+
 def test_bells_that_cannot_be_rung_are_told_of_once(desk: Desk) -> None:
     desk.faults.plan = lambda call, _key: UNAVAILABLE if call == "send_many" else None
     desk.submit(450)

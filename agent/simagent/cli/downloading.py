@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from simagent.api import Task
+from simagent.api import ClientError, Task
 from simagent.cli.opening import open_client
 from simagent.cli.progress import progress_bar
 from simagent.cli.text import columns, printable, put, say, size
@@ -14,23 +14,32 @@ _SHOWN = 20
 
 def download_outputs(
     config: Config, task_id: str, patterns: Sequence[str], folder: Path | None
-) -> None:
-    """Fetch the outputs that match, and list them."""
+) -> int:
+    """Fetch the outputs that match, and list them; tell the exit code.
+
+    It is 1 where a task of an array has none: that keeps nobody from those of the others.
+    """
     client = open_client(config)
     array, folder = client.find_array(task_id), folder or Path(task_id)
     if array is None:
         for line in fetch(client.task(task_id), patterns, folder):
             put(line)
-        return
+        return 0
     missing = 0
     for index, task in enumerate(array):
         if task.state.output is None:
             missing += 1
             continue
-        for line in fetch(task, patterns, folder / str(index)):
-            put(line)
+        try:
+            for line in fetch(task, patterns, folder / str(index)):
+                put(line)
+        except ClientError as error:
+            missing += 1
+            say(str(error))
     if missing:
-        say(f"{missing} of {len(array)} tasks have no outputs: `simagent list --array {array.id}`")
+        text = "no outputs" + (" that match" if patterns else "")
+        say(f"{missing} of {len(array)} tasks have {text}: `simagent list --array {array.id}`")
+    return int(missing > 0)
 
 
 def fetch(task: Task, patterns: Sequence[str], folder: Path) -> Iterator[str]:

@@ -74,7 +74,7 @@ def download(
         typer.Argument(metavar="PATTERN", help="Globs of what to fetch; default: all."),
     ] = None,
     output_dir: OutputDir = None,
-) -> None:
+) -> int:
     """Fetch a task's outputs.
 
     They go into a folder named after the task, unless another is named.
@@ -84,4 +84,4 @@ def download(
     """
     from simagent.cli.downloading import download_outputs
 
-    download_outputs(config, task_id, patterns or [], output_dir)
+    return download_outputs(config, task_id, patterns or [], output_dir)

@@ -42,7 +42,7 @@ def run_here(
         agent = _take_place(config, spec, stack)
         task = send(client, spec, base=base, task_id=task_id, ring=agent is not None)
         if agent is not None:
-            say(f"task {task.id} is left to the {agent} that runs here, and followed")
+            say(f"task {task.id} is left to {agent} that runs here, and followed")
             state = _Run(task).elsewhere()
         else:
             log = to_file(config, None if quiet else say)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from simagent.client.errors import ClientError
 from simagent.client.pace import LOCAL_POLLS, Polls
-from simagent.domain.keys import TaskKeys
+from simagent.domain.keys import ArrayKeys, TaskKeys
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.retry import retrying
@@ -71,11 +71,28 @@ class Calls:
         try:
             return self.retried(call, patience=patience)
         except NotFoundError:
+            if self.is_array(task):
+                raise ClientError(
+                    f"{task.id} is an array: name one of its tasks, which "
+                    f"`simagent list --array {task.id}` shows"
+                ) from None
             raise ClientError(
                 f"no task {task.id} in project {task.project}: `simagent list` shows them"
             ) from None
         except (CorruptError, TooNewError) as error:
             raise ClientError(str(error)) from None
+
+    def is_array(self, task: TaskKeys) -> bool:
+        """Tell whether the id is that of an array."""
+        return self.is_there(ArrayKeys(task.project, task.id).record)
+
+    def is_there(self, key: str) -> bool:
+        """Tell whether there is such an object."""
+        try:
+            self.retried(partial(self.ledger.store.get, key))
+        except NotFoundError:
+            return False
+        return True
 
     def record(self, model: type[_Record], key: str) -> _Record | None:
         """Read what an agent tells; None where it is gone, or cannot be read."""

@@ -91,6 +91,8 @@ class Tasks:
             raise UsageError("array: these are many tasks: submit them as an array")
         stored, bodies = self.check(spec, base=base, task_id=task_id)
         task = TaskKeys(spec.project, self._id(task_id))
+        if task_id is not None and self._calls.is_array(task):
+            raise UsageError(f"{task.id} is the id of an array: use another --id")
         if on_progress is not None:
             bodies = {n: _counted(body, on_progress) for n, body in bodies.items()}
         try:
@@ -119,6 +121,8 @@ class Tasks:
             array = ArrayKeys(spec.project, check_array_id(array_id, spec.array.size))
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if self._calls.is_there(TaskKeys(array.project, array.id).state):
+            raise UsageError(f"{array.id} is the id of a task: use another --id")
         try:
             self.arrays.submit(array, stored, bodies, on_progress=on_progress)
         except (InputChangedError, OSError) as error:
