@@ -50,8 +50,7 @@ class Lab(Rig):
     _watch_every = 0.05
 
     def __init__(self, folder: Path, **times: float) -> None:
-        self._times = TIMES | times
-        super().__init__(folder)
+        super().__init__(folder, **TIMES | times)
         self.truth = folder / "truth"
         (self.truth / "agents").mkdir(parents=True, exist_ok=True)
         self.agents: list[subprocess.Popen[bytes]] = []
