@@ -155,6 +155,19 @@ def test_files_of_a_checkpoint_are_outputs_though_nothing_changed_them(
     assert state.checkpoint is not None, "nobody knows what it may still be good for"
 
 
+def test_what_was_laid_back_is_not_kept_again_while_nothing_changes(bench: Bench) -> None:
+    task = bench.submit()
+    lose(bench, task)
+    kept = bench.rig.client.state(task).checkpoint
+    with bench.rig.agent("second"):
+        bench.rig.until(lambda: bench.rig.log(task) == b"attempt 2 starts at 4\n")
+        beat = beats(bench, task) + 5
+        bench.rig.until(lambda: beats(bench, task) > beat)
+        assert bench.rig.client.state(task).checkpoint == kept
+        bench.go_to(10)
+        assert bench.rig.finish(task).status == "succeeded"
+
+
 def test_a_newer_set_takes_the_place_of_the_older_one(bench: Bench) -> None:
     with bench.rig.agent():
         task = bench.submit()

@@ -115,7 +115,6 @@ class Checkpoints:
         """Keep sets until `stop`, on whatever the machine has to spare."""
         with suppress(OSError):  # the threads that pack take it over
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        self._load()
         counted = self._ctx.clock.now()
         due: float | None = None
         while not self._stopped:
@@ -309,7 +308,7 @@ class Checkpoints:
     # --- What is known of the last one --------------------------------------------------------
 
     def _is_kept(self, files: FileSet) -> bool:
-        if self._kept is None:
+        if self._kept is None:  # not before: it is noted, too, where a set was laid back
             self._load()
         return self._kept is not None and dict(self._kept.marks) == dict(files.marks)
 
