@@ -8,7 +8,7 @@ _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Times(BaseModel):
-    """How long the protocol waits for what. The defaults are those of DESIGN.md."""
+    """How long the protocol waits for what. The defaults are those of docs/configuration.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
