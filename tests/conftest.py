@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Generator
 
@@ -10,6 +11,12 @@ pytest_plugins = ["engines.fixtures", "fakes.aws", "fakes.s3"]
 
 _OF_THE_MACHINE = "machine: "
 """How a reason to skip begins where nothing that could be installed would help."""
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start hear Ctrl-C, also where a shell runs the tests beside it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _reasons(reporter: pytest.TerminalReporter) -> Counter[str]:
