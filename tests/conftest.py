@@ -14,7 +14,7 @@ _OF_THE_MACHINE = "machine: "
 
 
 def pytest_configure() -> None:
-    """Let the programs that tests start hear Ctrl-C, also where a shell runs the tests beside it."""
+    """Let the programs that tests start hear Ctrl-C, also where a shell runs the tests aside."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -347,12 +347,13 @@ def test_who_interrupts_a_command_does_not_wait_for_its_threads() -> None:
         "leave_when_interrupted()\n"
         "thread = threading.Thread(target=time.sleep, args=(60,))\n"
         "thread.start()\n"
-        "print('begun', flush=True)\n"
+        "said = 'begun'\n"
         "while True:\n"
         "    try:\n"
+        "        print(said, flush=True)\n"
         "        thread.join()\n"
         "    except KeyboardInterrupt:\n"
-        "        print('tidied', flush=True)\n"
+        "        said = 'tidied'\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
