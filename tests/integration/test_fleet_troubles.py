@@ -160,7 +160,7 @@ def test_why_a_certificate_is_not_trusted_is_told(
 def test_with_its_ca_a_server_is_trusted(tmp_path: Path) -> None:
     file = certificate(tmp_path, "localhost")
     with S3Answers(code="AccessDenied", status=403, tls=serving(file)) as server:
-        line_of(box(server.endpoint, ca_bundle=file), StoreRefusedError)
+        line_of(box(server.endpoint, ca_bundle=file), StoreForbiddenError)
 
 
 # The same of SQS
