@@ -128,7 +128,7 @@ def test_an_agent_ends_at_once_in_the_middle_of_a_poll(
 def test_a_task_outlasts_what_sqs_hides_a_bell(tmp_path: Path, moto: Moto, name: str) -> None:
     """The 12 hours of SQS and the 10 of the agent, each some thousand times shorter."""
     sqs = client(moto)
-    sqs.tag_queue(QueueUrl=sqs.get_queue_url(QueueName=name)["QueueUrl"], Tags={"longest": "7"})
+    sqs.tag_queue(QueueUrl=sqs.get_queue_url(QueueName=name)["QueueUrl"], Tags={"longest": "10"})
     rig = rig_of(tmp_path, moto, name, bell_visibility=3.0, bell_extend=0.5, bell_renew=3.5)
     go = tmp_path / "go"
     heard, refused = list[str](), list[Exception]()
@@ -152,7 +152,7 @@ def test_a_task_outlasts_what_sqs_hides_a_bell(tmp_path: Path, moto: Moto, name:
     with rig.agent(change=watched):
         task = rig.submit({"run": f"until [ -e {go} ]; do sleep 0.1; done", "shell": True})
         began = CLOCK.now()
-        rig.until(lambda: CLOCK.now() - began > 9)
+        rig.until(lambda: CLOCK.now() - began > 12)
         go.touch()
         state = rig.finish(task)
         rig.until(lambda: count(moto, name) == 0)
