@@ -223,7 +223,7 @@ def test_tasks_of_the_host_run_in_both_containers(fleet: Fleet) -> None:
     first, second = fleet.submit(WAITS), fleet.submit(WAITS)
     until(runs(fleet, times=2))
     assert {fleet.holder(first), fleet.holder(second)} == {"agent-1", "agent-2"}
-    assert fleet.simagent("agents").count(" busy ") == 2
+    until(lambda: fleet.simagent("agents").count(" busy ") == 2)
     (fleet.folder / "go").touch()
     fleet.simagent("wait", first, second)
     task = fleet.submit(HELLO)
