@@ -180,7 +180,7 @@ def take_all_inodes(disk: Path) -> Callable[[], object]:
 MOMENTS = {
     "claim": "journal.create before",
     "input": "store.open inputs/N.zip before",
-    "prepared": "journal.write prepared before",
+    "prepared": "journal.write attempt,prepared before",
     "start": "runtime.start step 0 before",
     "run": "store.put state.json:running again before",
     "log": "store.put a/N/logs/stdout/N before",

@@ -69,7 +69,7 @@ STAGES = {
     "claim": "journal.create before",
     "claimed": "store.put state.json:preparing after",
     "input": "store.open inputs/N.zip before",
-    "prepared": "journal.write prepared after",
+    "prepared": "journal.write attempt,prepared after",
     "running": "store.put state.json:running before",
     "step": "runtime.start step 0 before",
     "started": "runtime.start step 0 after",
