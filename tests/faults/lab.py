@@ -84,10 +84,13 @@ class Lab(Rig):
 
     def submit(self, *commands: object, **fields: object) -> TaskKeys:
         spec = Spec.model_validate({"commands": commands, **fields})
-        task = self.client.submit(spec, base=self.folder)
+        task = self._submit(spec)
         with (self.folder / "accepted").open("a") as file:
             file.write(f"{task.id}\n")
         return task
+
+    def _submit(self, spec: Spec) -> TaskKeys:
+        return self.client.submit(spec, base=self.folder)
 
     def canonical(self) -> TaskKeys:
         """Submit the task whose run passes every point: an input, two steps, outputs."""
