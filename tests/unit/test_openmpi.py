@@ -110,3 +110,10 @@ def test_programs_that_mpirun_would_misread_are_refused(argv: list[str]) -> None
 def test_other_nonsense_is_refused(ranks: Ranks) -> None:
     with pytest.raises(LaunchError, match=r"^mpi\.(np|bind):"):
         FIVE.command(ranks, ["a"])
+
+
+@pytest.mark.parametrize("word", ["-bind-to", "--bind-to"])
+def test_a_binding_among_the_options_is_the_only_one(word: str) -> None:
+    """Two of them are an error to mpirun."""
+    command = FIVE.command(Ranks(np=2, bind="none", args=(word, "core")), ["a"])
+    assert [w for w in command if w.endswith("bind-to")] == [word]

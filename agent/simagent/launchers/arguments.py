@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from simagent.ports.launcher import LaunchError
+from simagent.ports.launcher import LaunchError, Ranks
+
+_BINDINGS = ("core", "hwthread", "socket", "none")
 
 
 def check_np(np: int) -> int:
@@ -10,6 +12,17 @@ def check_np(np: int) -> int:
     if np < 1:
         raise LaunchError(f"mpi.np: {np} ranks cannot be started: ask for 1 or more")
     return np
+
+
+def binding(ranks: Ranks) -> str | None:
+    """Tell what to bind ranks to; None where nothing is said, or the user's own options say it.
+
+    Said twice it is an error to MPICH and to Open MPI 5. Raises `LaunchError`.
+    """
+    if ranks.bind is not None and ranks.bind not in _BINDINGS:
+        raise LaunchError(f"mpi.bind: {ranks.bind} is none of {', '.join(_BINDINGS)}")
+    said = any(word.partition("=")[0] in ("-bind-to", "--bind-to") for word in ranks.args)
+    return None if said else ranks.bind
 
 
 def check_program(argv: Sequence[str]) -> None:

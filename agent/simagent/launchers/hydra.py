@@ -5,10 +5,8 @@ Options as listed by ``mpirun --help`` of MPICH 4 and 5.
 
 from collections.abc import Sequence
 
-from simagent.launchers.arguments import check_args, check_np, check_program
+from simagent.launchers.arguments import binding, check_args, check_np, check_program
 from simagent.ports.launcher import LaunchError, Ranks
-
-_BINDINGS = ("core", "hwthread", "socket", "none")
 
 _HARMLESS = {
     "l": 0,
@@ -45,11 +43,12 @@ class HydraLauncher:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
         check_program(argv)
         check_args(ranks.args, _HARMLESS, _check_values)
+        bind = binding(ranks)
         return (
             self._mpirun,
             *("-np", str(check_np(ranks.np))),
             *_environment(ranks.env),
-            *_binding(ranks.bind),
+            *(() if bind is None else ("-bind-to", bind)),
             *ranks.args,
             *argv,
         )
@@ -67,14 +66,6 @@ def _environment(names: tuple[str, ...]) -> tuple[str, ...]:
         if "," in name:
             raise LaunchError(f"env: {name!r} contains a comma, mpirun splits there")
     return ("-genvlist", ",".join(names)) if names else ("-genvnone",)
-
-
-def _binding(bind: str | None) -> tuple[str, ...]:
-    if bind is None:
-        return ()
-    if bind not in _BINDINGS:
-        raise LaunchError(f"mpi.bind: {bind} is none of {', '.join(_BINDINGS)}")
-    return ("-bind-to", bind)
 
 
 def _check_values(option: str, values: Sequence[str]) -> None:

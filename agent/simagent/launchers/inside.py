@@ -7,12 +7,10 @@ said by variables, which those who do not know them leave alone.
 from collections.abc import Sequence
 from typing import Final
 
-from simagent.launchers.arguments import check_np, check_program
-from simagent.ports.launcher import LaunchError, Ranks
+from simagent.launchers.arguments import binding, check_np, check_program
+from simagent.ports.launcher import Ranks
 
-_BINDINGS = ("core", "hwthread", "socket", "none")
-
-ENVIRONMENT: Final = {
+_ENVIRONMENT: Final = {
     # A container's root is no one's account that could come to harm.
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -34,11 +32,10 @@ class InsideLauncher:
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
         check_program(argv)
-        if ranks.bind is not None and ranks.bind not in _BINDINGS:
-            raise LaunchError(f"mpi.bind: {ranks.bind} is none of {', '.join(_BINDINGS)}")
-        binding = ("--bind-to", ranks.bind) if ranks.bind else ()
-        return ("mpirun", "-np", str(check_np(ranks.np)), *binding, *ranks.args, *argv)
+        bind = binding(ranks)
+        bound = () if bind is None else ("--bind-to", bind)
+        return ("mpirun", "-np", str(check_np(ranks.np)), *bound, *ranks.args, *argv)
 
     def environment(self, ranks: Ranks) -> dict[str, str]:
         """Give the variables that `mpirun` has to see beside the step's own."""
-        return ENVIRONMENT | (_OVERSUBSCRIBE if ranks.oversubscribe else {})
+        return _ENVIRONMENT | (_OVERSUBSCRIBE if ranks.oversubscribe else {})

@@ -7,10 +7,8 @@ Options as in the manual pages mpirun(1) of Open MPI 4.1 and 5.0. MCA parameters
 import re
 from collections.abc import Sequence
 
-from simagent.launchers.arguments import check_args, check_np, check_program
+from simagent.launchers.arguments import binding, check_args, check_np, check_program
 from simagent.ports.launcher import LaunchError, Ranks
-
-_BINDINGS = ("core", "hwthread", "socket", "none")
 
 _HARMLESS = {
     "mca": 2,
@@ -60,7 +58,7 @@ class OpenMpiLauncher:
             *(("--allow-run-as-root",) if self._root else ()),
             *("-np", str(check_np(ranks.np))),
             *_environment(ranks.env),
-            *self._binding(ranks.bind),
+            *self._bound(binding(ranks)),
             *self._sharing(ranks.oversubscribe),
             *ranks.args,
             *argv,
@@ -71,7 +69,7 @@ class OpenMpiLauncher:
         del ranks
         return {}
 
-    def _binding(self, bind: str | None) -> tuple[str, ...]:
+    def _bound(self, bind: str | None) -> tuple[str, ...]:
         match bind:
             case None:
                 return ()
@@ -80,9 +78,7 @@ class OpenMpiLauncher:
                 return ("--use-hwthread-cpus", "--bind-to", "hwthread")
             case "socket" if self._major >= 5:
                 return ("--bind-to", "package")
-            case _ if bind in _BINDINGS:
-                return ("--bind-to", bind)
-        raise LaunchError(f"mpi.bind: {bind} is none of {', '.join(_BINDINGS)}")
+        return ("--bind-to", bind)
 
     def _sharing(self, oversubscribe: bool) -> tuple[str, ...]:
         if not oversubscribe:

@@ -30,10 +30,9 @@ def physical_cores(among: Collection[int] = (), *, cpus: Path = _CPUS) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How the ranks of a step lie on the cores of its task: so many of them fit, and so on."""
+    """How the ranks of a step lie on the cores of its task: how many, and bound to what."""
 
     np: int
-    slots: int
     threads: int
     """What each rank may run at a time, so that no core has two; at least one."""
     bind: str | None
@@ -68,7 +67,6 @@ def lay_out(
         )
     return Layout(
         np=np,
-        slots=slots,
         threads=max(1, slots // np),
         bind=mpi.bind or ("core" if own else "none"),
         trouble=trouble,
