@@ -19,7 +19,8 @@ from faults.proxy import STALL, Proxy, Rule
 from simagent.domain.keys import TaskKeys
 from simagent.domain.state import Checkpoint
 from simagent.engines import open_store
-from simagent.ports.store import Store
+from simagent.ports.store import NotFoundError, Store
+from simagent.worker.journal import ARTIFACTS
 from simagent.worker.orders import Preempted
 
 SIMULATOR = """
@@ -81,7 +82,10 @@ class Bench:
 
         def look() -> Checkpoint | None:
             found = self.rig.client.state(task).checkpoint
-            return found if found and self.contents(found) == contents else None
+            try:
+                return found if found and self.contents(found) == contents else None
+            except NotFoundError:  # a newer one took its place just now
+                return None
 
         return self.rig.until(look)
 
@@ -243,7 +247,7 @@ def given_back(bench: Bench, *options: str, ready: Callable[[TaskKeys], object])
 
 def reached(bench: Bench) -> Callable[[TaskKeys], object]:
     def look(task: TaskKeys) -> object:
-        files = bench.rig.folder.glob("first/attempts/*/work/output/artifacts/count.rst")
+        files = bench.rig.folder.glob(f"first/attempts/*/{ARTIFACTS}/count.rst")
         return any(file.read_text() == "4" for file in files)
 
     return look
@@ -270,7 +274,7 @@ def test_what_was_written_when_sigterm_ended_a_command_is_no_checkpoint(bench: B
             {"run": script, "shell": True}, checkpoint={"paths": ["*.rst"], "every": "1h"}
         )
         files = bench.rig.folder
-        bench.rig.until(lambda: any(files.glob("first/attempts/*/work/output/artifacts/a.rst")))
+        bench.rig.until(lambda: any(files.glob(f"first/attempts/*/{ARTIFACTS}/a.rst")))
         first.interrupt(Preempted("the machine goes away"))
     state = bench.rig.client.state(task)
     assert (state.status, state.checkpoint, bench.sets(task)) == ("queued", None, [])
