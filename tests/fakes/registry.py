@@ -8,8 +8,9 @@ import platform
 import random
 import tarfile
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
+
+from fakes.serving import Serving
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -29,12 +30,11 @@ def packed(size: int) -> bytes:
     return file.getvalue()
 
 
-class FakeRegistry:
+class FakeRegistry(Serving):
     """Serves any NAME:TAG; ``stall_at`` and ``lie`` name manifest, config or layer."""
 
     def __init__(self, *, stall_at: str = "", lie: str = "", size: int = 320_000) -> None:
         self.stalled = threading.Event()
-        self.go_on = threading.Event()
         plain = packed(size)
         layer = gzip.compress(plain, 1, mtime=0)
         config = json.dumps({
@@ -54,22 +54,7 @@ class FakeRegistry:
         self._paths = {digest_of(content): what for what, content in served.items()}
         if lie:
             served[lie] = lied(served[lie])
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(served, stall_at))
-        self.address = f"127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "FakeRegistry":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.go_on.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._handler(served, stall_at))
 
     def _handler(self, served: dict[str, bytes], stall_at: str) -> type[BaseHTTPRequestHandler]:
         registry = self

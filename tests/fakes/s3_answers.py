@@ -1,14 +1,14 @@
 """A server that answers calls to S3 as it was told to, rightly or not."""
 
 import ssl
-import threading
 from collections.abc import Mapping, Sequence
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
+
+from fakes.serving import Serving
 
 
-class S3Answers:
+class S3Answers(Serving):
     """Answers every call with an error, ``but`` those operations on buckets, which succeed.
 
     ``fields`` stand in the error beside its code, ``date`` is the server's time as Unix time.
@@ -28,24 +28,7 @@ class S3Answers:
     ) -> None:
         self._code, self._status, self._said, self._but = code, status, said, but
         self._fields, self._headers, self._date = fields or {}, headers or {}, date
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-            self.endpoint = f"https://localhost:{self._server.server_port}"
-
-    def __enter__(self) -> "S3Answers":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._handler(), tls=tls)
 
     def _answer(self, method: str, path: str) -> tuple[int, bytes]:
         if method == "HEAD":

@@ -2,13 +2,13 @@
 
 import json
 import ssl
-import threading
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
+
+from fakes.serving import Serving
 
 
-class SqsAnswers:
+class SqsAnswers(Serving):
     """Answers every call alike but GetQueueUrl; ``code`` is an error, ``stall`` no answer at all.
 
     A poll without an error waits for its time and brings no message. ``calls`` has the operations.
@@ -29,28 +29,9 @@ class SqsAnswers:
         self.taken: list[str] = []
         """Bodies that came in batches."""
         self.calls: list[str] = []
-        self.go_on = threading.Event()
         self._error = (code, said, status)
         self._stall = stall
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-            self.endpoint = f"https://localhost:{self._server.server_port}"
-
-    def __enter__(self) -> "SqsAnswers":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.go_on.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._handler(), tls=tls)
 
     def _answer(self, operation: str, asked: dict[str, object]) -> tuple[int, dict[str, object]]:
         self.calls.append(operation)
