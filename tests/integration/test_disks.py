@@ -25,6 +25,7 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.ports.store import NoSpaceError
 from simagent.worker.context import Context
+from simagent.worker.journal import ARTIFACTS
 from simagent.worker.orders import Detached
 
 MIB = 2**20
@@ -328,11 +329,11 @@ def test_what_an_attempt_began_with_is_what_is_kept(rig: Rig) -> None:
     attempts = rig.folder / "state" / "attempts"
     with rig.agent(max_log_bytes=1000) as agent:
         task = rig.submit({"run": script, "shell": True})
-        rig.until(lambda: next(attempts.glob("*/work/output/artifacts/pid"), None))
+        rig.until(lambda: next(attempts.glob(f"*/{ARTIFACTS}/pid"), None))
         agent.interrupt(Detached("the agent stops"))
     with rig.agent(max_log_bytes=0):
         (folder,) = attempts.iterdir()
-        (folder / "work/output/artifacts/go").touch()
+        (folder / ARTIFACTS / "go").touch()
         state = rig.finish(task)
     assert state.status == "succeeded"
     assert b"after 1000 bytes]\n[simagent: 4000 bytes" in rig.log(task)
@@ -397,7 +398,7 @@ def test_an_agent_starts_again_on_the_full_disk(tiny: Rig, monkeypatch: pytest.M
     pid = pid_of(tiny, task)
     kill9(first)
     (folder,) = (tiny.folder / "state" / "attempts").iterdir()
-    (folder / "work/output/artifacts/go").touch()
+    (folder / ARTIFACTS / "go").touch()
     tiny.until(lambda: os.statvfs(tiny.folder).f_bavail == 0 or None)
     second = tiny.process()
     try:

@@ -561,7 +561,7 @@ def test_abuse_from_inside(here: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     secret.write_text("swordfish")
     (here.root / "journal").write_text("swordfish")
     code = f"""
-    cat {secret} {here.root}/journal {here.root}/steps/step-0.json /work/secret
+    cat {secret} {here.root}/journal {here.root}/steps/step-0.json /workdir/secret
     ls -la /tmp/.. {here.root.parent} /root /home /var/run/docker.sock /run/docker.sock
     touch /etc/mine /bin/mine /.simagent/sh /.simagent/mine; echo outside > /outside
     rm -f /.simagent/stdout /.simagent/report; mv /.simagent /moved
