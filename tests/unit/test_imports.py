@@ -1,6 +1,6 @@
 """The import rule of the design, read off the source by a parser: nothing is imported to check it.
 
-domain <- ports <- adapters, ledger, transfer, telemetry <- worker, client
+domain <- ports <- adapters, cluster, ledger, transfer, telemetry <- worker, client
 <- engines <- wiring <- api <- cli.
 """
 
@@ -20,7 +20,7 @@ PACKAGE = "simagent"
 ROOT = Path(__file__).parents[2] / "agent" / PACKAGE
 
 BASE = frozenset({"domain", "ports"})
-CORE = BASE | {"ledger", "transfer", "telemetry"}
+CORE = BASE | {"cluster", "ledger", "transfer", "telemetry"}
 ADAPTERS = frozenset({"queues", "stores", "runtimes", "launchers", "clouds"})
 
 # What each part of the package may import of the others; "" is the package's own __init__.
@@ -35,6 +35,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "launchers": BASE,
     "clouds": BASE,
     "ledger": BASE,
+    "cluster": BASE,
     "transfer": BASE,
     "telemetry": BASE,
     "worker": CORE,

@@ -210,3 +210,18 @@ def agent(name: str) -> str:
 def agent_name(key: str) -> str:
     """Tell which agent shows itself by an object."""
     return key.removeprefix(AGENTS).removesuffix(".json")
+
+
+def cluster_head(cluster: str) -> str:
+    """The object by which agents agree who leads a cluster, and that tells what runs on it."""
+    return f"clusters/{cluster}/head.json"
+
+
+def cluster_members(cluster: str) -> str:
+    """Prefix of what the members of a cluster tell of themselves."""
+    return f"clusters/{cluster}/members/"
+
+
+def cluster_member(cluster: str, agent: str) -> str:
+    """The object by which a member of a cluster shows itself."""
+    return f"{cluster_members(cluster)}{agent}.json"

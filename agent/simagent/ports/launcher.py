@@ -10,12 +10,34 @@ class LaunchError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A host that ranks are started on: its address, and how many it takes."""
+
+    address: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The hosts of ranks that lie on several, the one where `mpirun` runs first.
+
+    ``agent`` is the program that `mpirun` calls in place of ssh, at its path as `mpirun` sees it:
+    ``agent [options] ADDRESS WORDS...`` runs the words, joined by blanks, by a shell there, and
+    lasts as long as they do. ``network`` is what MPI's own connections use, as ADDRESS/BITS.
+    """
+
+    hosts: tuple[Host, ...]
+    agent: str
+    network: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
     """The ranks of one step.
 
     ``np`` is their number, ``env`` the names of the variables that must reach every rank,
     ``args`` further options of the user for the launcher itself. With ``oversubscribe`` there may
-    be more ranks than cores.
+    be more ranks than cores. Without ``span`` all of them are on this host.
     """
 
     np: int
@@ -23,6 +45,7 @@ class Ranks:
     bind: str | None = None
     oversubscribe: bool = False
     args: tuple[str, ...] = ()
+    span: Span | None = None
 
 
 class Launcher(Protocol):

@@ -70,8 +70,10 @@ class StepPlan:
     ``folder`` is where the runtime keeps the records of the attempt's steps; ``number`` counts
     from 0. ``env`` is the whole environment, in a ``sandbox`` beside what the image sets. ``cwd``
     is a path in the sandbox where there is one. ``stdout`` and ``stderr``, paths of this host, are
-    appended to by the step itself. ``grace`` and ``orphan_limit`` are seconds: how long the step
-    may take to end after SIGTERM, and after how long without any agent it is ended.
+    appended to by the step itself. ``launch`` is a command line of the host that stands in front
+    of the container's: it starts one for each rank. ``grace`` and ``orphan_limit`` are seconds:
+    how long the step may take to end after SIGTERM, and after how long without any agent it is
+    ended.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class StepPlan:
     orphan_limit: float = 1800.0
     limits: StepLimits = StepLimits()
     sandbox: Sandbox | None = None
+    launch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
