@@ -20,11 +20,11 @@ from simagent.ports.clock import Waitable
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
+from simagent.worker.endings import Ending
 from simagent.worker.holding import Holding
 from simagent.worker.journal import Entry, Journal, Journals
 from simagent.worker.lease import Lease
 from simagent.worker.orders import LeaseLost, Orders
-from simagent.worker.steps import Ending
 
 
 class Crash(BaseException):

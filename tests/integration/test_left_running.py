@@ -19,10 +19,11 @@ from simagent.wiring import open_context
 from simagent.worker.attempt import AttemptRun
 from simagent.worker.choice import NoRuntimeError, choose
 from simagent.worker.context import Context
+from simagent.worker.endings import StepLostError
 from simagent.worker.journal import Entry, Journals
 from simagent.worker.orders import Detached, Orders
 from simagent.worker.recovery import recover, stop_leftovers
-from simagent.worker.steps import StepLostError, StepRunner
+from simagent.worker.steps import StepRunner
 from simagent.worker.threads import Threads
 
 SLEEPER = {"run": "echo $$; exec sleep 300", "shell": True}

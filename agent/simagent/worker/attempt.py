@@ -19,6 +19,7 @@ from simagent.worker.context import Context
 from simagent.worker.control import Control
 from simagent.worker.disk import is_no_space
 from simagent.worker.diskwatch import DiskWatch
+from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.holding import Holding
 from simagent.worker.imaging import fetch_image
 from simagent.worker.journal import Journal
@@ -29,7 +30,7 @@ from simagent.worker.prepare import prepare
 from simagent.worker.publish import OutputFailedError, UnreadOutputsError, publish, stderr_tail
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.room import NoRoomError, Patience
-from simagent.worker.steps import Ending, StepLostError, StepRunner
+from simagent.worker.steps import StepRunner
 from simagent.worker.syncing import Syncing
 from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads

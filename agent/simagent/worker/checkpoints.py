@@ -35,10 +35,10 @@ from simagent.transfer.checkpoint import (
 )
 from simagent.transfer.outputs import EMPTY, Snapshot
 from simagent.worker.context import Context
+from simagent.worker.endings import Left
 from simagent.worker.journal import ARTIFACTS, Journal
 from simagent.worker.laying import remove_checkpoints
 from simagent.worker.orders import Detached, LeaseLost, Orders
-from simagent.worker.steps import Left
 from simagent.worker.threads import CoreThread, Threads
 
 _NICE = 10

@@ -26,10 +26,10 @@ from simagent.ports.store import (
 )
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
+from simagent.worker.endings import Ending
 from simagent.worker.journal import Journal
 from simagent.worker.laying import forget_checkpoints
 from simagent.worker.orders import Detached, LeaseLost, Orders
-from simagent.worker.steps import Ending
 
 _LONGEST_PAUSE = 5.0
 

@@ -1,8 +1,6 @@
 """Runs the commands of a task, one after the other, and says how that ended."""
 
-import signal
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NoReturn
 
 import structlog
@@ -22,8 +20,9 @@ from simagent.ports.runtime import (
 from simagent.telemetry.spool import allot
 from simagent.transfer.checkpoint import file_clock
 from simagent.worker.context import Context
-from simagent.worker.diskwatch import shortage
+from simagent.worker.endings import Ending, Left, StepLostError, left_by
 from simagent.worker.journal import Journal
+from simagent.worker.judgement import LOST, StepJudge
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
 from simagent.worker.plans import plan_step
 
@@ -31,40 +30,8 @@ _STOP_MARGIN = 15.0
 _LAST_WORDS = 1 << 16
 _HASTY_GRACE = 5.0
 _LOOK_AGAIN = 1.0
-# What shells and launchers exit with whose programs were ended by SIGTERM or SIGKILL.
-_OF_SIGNALS = (9, 15, 128 + 9, 128 + 15)
-_LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How the steps ended: the outcome, and why where it is not `succeeded`."""
-
-    outcome: Status
-    reason: Reason | None = None
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """How a command ended, for who has to judge its files.
-
-    ``by_itself``: it exited, as one does that has seen to them. ``told_at`` is when it was told
-    to, by `simagent.transfer.checkpoint.file_clock`; 0 where it was not, or that is not known.
-    """
-
-    by_itself: bool
-    told_at: int
-
-
-class StepLostError(Exception):
-    """A step was not run to its own end, through no fault of the task; `reason` names why."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class StepRunner:
@@ -78,6 +45,7 @@ class StepRunner:
         self._journal = journal
         self._orders = orders
         self._runtime = runtime
+        self._judge = StepJudge(ctx, spec, journal, orders)
         self._step: Step | None = None
         self._stopping: Reason | None = None
         self._told_at = 0
@@ -132,8 +100,8 @@ class StepRunner:
             exit_ = self._wait(step)
         finally:
             self._step = None
-        if exit_.reason not in _LOST:
-            self._leave_behind(exit_)
+        if exit_.reason not in LOST:
+            self.left = left_by(exit_, told_at=self._told_at)
         self._record(number, plan, exit_)
         self._log(
             Event.STEP_ENDED,
@@ -142,7 +110,9 @@ class StepRunner:
             signal=exit_.signal,
             seconds=round(exit_.seconds, 3),
         )
-        return self._judge(number, plan, exit_)
+        return self._judge.judge(
+            number, plan, exit_, self._stopping or self._journal.entry.stopping
+        )
 
     def _find(self, plan: StepPlan) -> Step | None:
         """Find a step that was started before, waiting while its engine does not tell.
@@ -181,11 +151,11 @@ class StepRunner:
     def _before(self) -> Ending | None:
         self._orders.check()
         if self._orders.kill is not None:
-            return self._killed()
+            return self._judge.killed()
         if self._orders.no_space is not None:
-            return self._out_of_space()
+            return self._judge.out_of_space()
         if self._time_left() == 0.0:
-            return self._timed_out()
+            return self._judge.timed_out()
         return None
 
     def _wait(self, step: Step) -> StepExit:
@@ -221,14 +191,9 @@ class StepRunner:
         while (left := deadline - self._ctx.clock.now()) > 0:
             exit_ = step.wait(left)
             if exit_ is not None:
-                self._leave_behind(exit_)
+                self.left = left_by(exit_, told_at=self._told_at)
                 break
         raise order
-
-    def _leave_behind(self, exit_: StepExit) -> None:
-        code = exit_.exit_code
-        by_itself = exit_.signal is None and code is not None and code not in _OF_SIGNALS
-        self.left = Left(by_itself, self._told_at)
 
     def _stop(self, step: Step, grace: float, why: Reason) -> None:
         """Tell the step to end; first write down why, for an agent that only sees it ended."""
@@ -256,59 +221,6 @@ class StepRunner:
         assert started is not None
         return max(0.0, started + self._spec.time_limit - self._ctx.clock.now())
 
-    def _killed(self) -> Ending:
-        by = self._orders.kill.by if self._orders.kill is not None else "somebody"
-        return Ending(Status.KILLED, Reason.KILLED, f"killed by {by}")
-
-    def _timed_out(self) -> Ending:
-        limit = self._spec.time_limit
-        return Ending(Status.TIMED_OUT, Reason.TIME_LIMIT, f"time_limit of {limit:g} s reached")
-
-    def _out_of_space(self) -> Ending:
-        lack = self._orders.no_space or f"less than min_free was free in {self._journal.folder}"
-        return Ending(Status.FAILED, Reason.DISK_FULL, lack)
-
-    def _judge(self, number: int, plan: StepPlan, exit_: StepExit) -> Ending | None:
-        if exit_.reason in _LOST:
-            raise StepLostError(exit_.reason, exit_.message)
-        if exit_.reason is Reason.IMAGE_CORRUPT and self._drop_image():
-            raise StepLostError(exit_.reason, f"{exit_.message}; it is to be fetched anew")
-        if exit_.stopped:
-            match self._stopping or self._journal.entry.stopping:
-                case Reason.KILLED:
-                    return self._killed()
-                case Reason.TIME_LIMIT:
-                    return self._timed_out()
-                case Reason.DISK_FULL:
-                    return self._out_of_space()
-                case why:
-                    # Told to end for a reason of the agent's, which did not live to act on it.
-                    raise StepLostError(why or Reason.AGENT_ERROR, "the step was told to end")
-        where = f"commands[{number}] ({plan.argv[0]})"
-        if exit_.reason is not None:
-            return Ending(Status.FAILED, exit_.reason, f"{where}: {exit_.message}")
-        more = exit_.message and f": {exit_.message}"
-        if exit_.signal is not None:
-            ended = f"{where} was ended by {_signal_name(exit_.signal)}{more}"
-            return self._failed(Reason.SIGNAL, ended)
-        if exit_.exit_code:
-            exited = f"{where} exited with code {exit_.exit_code}{more}"
-            return self._failed(Reason.EXIT_CODE, exited)
-        return None
-
-    def _drop_image(self) -> bool:
-        """Remove an image that was found damaged only now; tell whether it was one to fetch."""
-        entry = self._journal.entry
-        images, digest = self._ctx.images.get(entry.runtime), entry.attempt.image_digest
-        return images is not None and digest is not None and images.remove(digest) > 0
-
-    def _failed(self, reason: Reason, message: str) -> Ending:
-        """End as failed; for lack of space where there is one: programs fail of that themselves."""
-        lack = self._orders.no_space or shortage(self._ctx, self._journal)
-        if lack is not None:
-            return Ending(Status.FAILED, Reason.DISK_FULL, f"{message}; {lack}")
-        return Ending(Status.FAILED, reason, message)
-
     def _record(self, number: int, plan: StepPlan, exit_: StepExit) -> None:
         record = StepRecord(
             number=number,
@@ -322,10 +234,3 @@ class StepRunner:
             max_rss_bytes=exit_.max_rss_bytes,
         )
         self.records = (*self.records, record)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return f"{signal.Signals(number).name} (signal {number})"
-    except ValueError:  # a real-time signal
-        return f"signal {number}"

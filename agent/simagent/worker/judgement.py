@@ -1,0 +1,97 @@
+"""What the end of a step means for its task."""
+
+import signal
+
+from simagent.domain.reasons import Reason
+from simagent.domain.spec import Spec
+from simagent.domain.state import Status
+from simagent.ports.runtime import StepExit, StepPlan
+from simagent.worker.context import Context
+from simagent.worker.diskwatch import shortage
+from simagent.worker.endings import Ending, StepLostError
+from simagent.worker.journal import Journal
+from simagent.worker.orders import Orders
+
+LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
+"""Of steps with these it is not known how they ended."""
+
+
+class StepJudge:
+    """Says what the steps of one attempt come to."""
+
+    def __init__(self, ctx: Context, spec: Spec, journal: Journal, orders: Orders) -> None:
+        self._ctx = ctx
+        self._spec = spec
+        self._journal = journal
+        self._orders = orders
+
+    def killed(self) -> Ending:
+        """End as killed."""
+        by = self._orders.kill.by if self._orders.kill is not None else "somebody"
+        return Ending(Status.KILLED, Reason.KILLED, f"killed by {by}")
+
+    def timed_out(self) -> Ending:
+        """End at the time limit."""
+        limit = self._spec.time_limit
+        return Ending(Status.TIMED_OUT, Reason.TIME_LIMIT, f"time_limit of {limit:g} s reached")
+
+    def out_of_space(self) -> Ending:
+        """End for lack of space."""
+        lack = self._orders.no_space or f"less than min_free was free in {self._journal.folder}"
+        return Ending(Status.FAILED, Reason.DISK_FULL, lack)
+
+    def judge(
+        self, number: int, plan: StepPlan, exit_: StepExit, stopping: Reason | None
+    ) -> Ending | None:
+        """Tell how the steps end with this one; None where the next can follow.
+
+        ``stopping`` is why it was told to end, where it was. Raises `StepLostError`.
+        """
+        if exit_.reason in LOST:
+            raise StepLostError(exit_.reason, exit_.message)
+        if exit_.reason is Reason.IMAGE_CORRUPT and self._drop_image():
+            raise StepLostError(exit_.reason, f"{exit_.message}; it is to be fetched anew")
+        if exit_.stopped:
+            return self._stopped(stopping)
+        where = f"commands[{number}] ({plan.argv[0]})"
+        if exit_.reason is not None:
+            return Ending(Status.FAILED, exit_.reason, f"{where}: {exit_.message}")
+        more = exit_.message and f": {exit_.message}"
+        if exit_.signal is not None:
+            ended = f"{where} was ended by {_signal_name(exit_.signal)}{more}"
+            return self._failed(Reason.SIGNAL, ended)
+        if exit_.exit_code:
+            exited = f"{where} exited with code {exit_.exit_code}{more}"
+            return self._failed(Reason.EXIT_CODE, exited)
+        return None
+
+    def _stopped(self, why: Reason | None) -> Ending:
+        match why:
+            case Reason.KILLED:
+                return self.killed()
+            case Reason.TIME_LIMIT:
+                return self.timed_out()
+            case Reason.DISK_FULL:
+                return self.out_of_space()
+        # Told to end for a reason of the agent's, which did not live to act on it.
+        raise StepLostError(why or Reason.AGENT_ERROR, "the step was told to end")
+
+    def _drop_image(self) -> bool:
+        """Remove an image that was found damaged only now; tell whether it was one to fetch."""
+        entry = self._journal.entry
+        images, digest = self._ctx.images.get(entry.runtime), entry.attempt.image_digest
+        return images is not None and digest is not None and images.remove(digest) > 0
+
+    def _failed(self, reason: Reason, message: str) -> Ending:
+        """End as failed; for lack of space where there is one: programs fail of that themselves."""
+        lack = self._orders.no_space or shortage(self._ctx, self._journal)
+        if lack is not None:
+            return Ending(Status.FAILED, Reason.DISK_FULL, f"{message}; {lack}")
+        return Ending(Status.FAILED, reason, message)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
