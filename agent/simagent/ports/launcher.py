@@ -21,9 +21,19 @@ class Host:
 class Span:
     """The hosts of ranks that lie on several, the one where `mpirun` runs first.
 
-    ``agent`` is the program that `mpirun` calls in place of ssh, at its path as `mpirun` sees it:
-    ``agent [options] ADDRESS WORDS...`` runs the words, joined by blanks, by a shell there, and
-    lasts as long as they do. ``network`` is what MPI's own connections use, as ADDRESS/BITS.
+    ``agent`` is the program that `mpirun` calls in place of ssh, at its path as `mpirun` sees it,
+    without blanks: ``agent [-x] ADDRESS WORDS...``, once for each host but the first, with what
+    `mpirun` itself runs with as its environment. ADDRESS is that of the `Host`, letter for letter.
+    The WORDS, joined by blanks, are a line for /bin/sh there, which starts the MPI's daemon: Open
+    MPI 4 says `` orted -mca ess "env" ...``, Open MPI 5 ``A=b;export A;...;/path/prted ...``, Hydra
+    ``"/path/hydra_pmi_proxy" ...``. A word ``--daemonize`` is to be left out: Open MPI 5 says it
+    where it cannot be told not to. All else goes over connections that the daemon makes to
+    `mpirun`: nothing is read from the agent's stdin, and what it prints is for people alone.
+
+    The agent lasts as long as the daemon. It never exits with 0 where the daemon was not started,
+    for Open MPI then waits for it without end.
+
+    ``network`` is what MPI's own connections use, as ADDRESS/BITS.
     """
 
     hosts: tuple[Host, ...]
