@@ -1,13 +1,13 @@
 """The configuration: each field declared once, from flag > SIMAGENT_* > agent.toml > default."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,6 +16,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from simagent.config_mpi import MpiSettings
 from simagent.config_urls import check_endpoint, check_queue, check_store
 from simagent.domain.ids import check_name
 from simagent.domain.quantities import Bytes, Seconds
@@ -29,6 +30,9 @@ _NO_SETTINGS = {"CONFIG", "DEBUG", "TASK_ID", "EPOCH", "ARRAY_INDEX", "ARRAY_SIZ
 """Of the command line, and of tasks, from within which it may be called."""
 _NO_SETTINGS_BEGIN = ("TEST_", "FAULTS_", "CHAOS_")
 """Of the project's own tests."""
+
+
+_TABLES: Mapping[str, type[BaseModel]] = {"times": Times, "mpi": MpiSettings}
 
 
 class ConfigError(Exception):
@@ -198,6 +202,7 @@ class Config(BaseSettings):
     log_format: Literal["auto", "json", "pretty"] = Field(
         "auto", description="Form of the agent's own log; auto: pretty on a terminal."
     )
+    mpi: MpiSettings = Field(MpiSettings(), description="MPI, also on the hosts of a cluster.")
     times: Times = Field(Times(), description="The protocol's times; the same in a whole group.")
 
     @property
@@ -302,7 +307,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         path = [str(part) for part in detail["loc"]]
         text = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            model = Times if path[:-1] == ["times"] else Config
+            model = _TABLES.get(path[0], Config) if path[1:] else Config
             similar = get_close_matches(path[-1], model.model_fields, n=1)
             text = f"unknown setting: {f'did you mean {similar[0]}?' if similar else 'remove it'}"
         yield f"{'.'.join(path)}: {text}"
