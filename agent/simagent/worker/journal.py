@@ -16,6 +16,7 @@ from simagent.domain.reasons import Reason
 from simagent.domain.state import Attempt, Holder, Record, Status
 from simagent.transfer.removal import remove_tree
 from simagent.worker.disk import Reserve, is_no_space
+from simagent.worker.durable import sync_folder, write_durably
 from simagent.worker.shares import Share
 
 FORMAT = 1
@@ -148,7 +149,7 @@ class Journal:
         self._write(self.entry)
 
     def _write(self, entry: Entry) -> None:
-        _write_durably(self.folder / _NAME, entry.model_dump_json(indent=1).encode())
+        write_durably(self.folder / _NAME, entry.model_dump_json(indent=1).encode())
 
     def remove(self) -> None:
         """Forget the attempt: the journal first, then everything else of it."""
@@ -182,7 +183,7 @@ class Journals:
         except OSError:
             remove_tree(folder)
             raise
-        _sync_folder(self.root)
+        sync_folder(self.root)
         return journal
 
     def all(self, *, end: Callable[[Path], None] = lambda _folder: None) -> Iterator[Journal]:
@@ -251,23 +252,3 @@ def _read(folder: Path) -> Entry:
     if entry.format > FORMAT:
         raise ValueError(f"written in format {entry.format}, by a newer version")
     return entry
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
