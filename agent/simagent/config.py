@@ -120,6 +120,12 @@ class Config(BaseSettings):
     agent: Annotated[str, AfterValidator(check_name)] | None = Field(
         None, description="Name of this agent; default: made once, and kept in the state folder."
     )
+    role: Literal["head", "member"] = Field(
+        "head", description="head: takes tasks; member: takes ranks that the head of a cluster has."
+    )
+    cluster: Name | None = Field(
+        None, description="MPI cluster that the agent leads, or is a member of."
+    )
     slots: Annotated[int, Field(ge=1)] = Field(
         1, description="Tasks that the agent runs side by side."
     )

@@ -46,15 +46,24 @@ def agent(
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="End when no task waits and none runs.")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="NAME", help="MPI cluster it belongs to.")
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            "--role", metavar="ROLE", help="head takes tasks, member the ranks that a head has."
+        ),
+    ] = None,
 ) -> int:
     """Run the agent: take tasks until told to stop.
 
     SIGTERM lets go: simulations run on, and the next agent takes them up again. Ctrl-C takes no
     more tasks and waits for those that run; a second one gives them back; a third one lets go.
     """
-    from simagent.cli.daemon import run_agent
+    from simagent.cli.daemon import in_cluster, run_agent
 
-    return run_agent(config, until_empty=until_empty)
+    return run_agent(in_cluster(config, cluster, role), until_empty=until_empty)
 
 
 @command(app, "drain")

@@ -9,12 +9,13 @@ from queue import Empty, SimpleQueue
 from typing import Literal, NoReturn
 
 import structlog
+from pydantic import ValidationError
 
 from simagent.cli.agentlog import to_stderr
 from simagent.cli.failures import CRASHED
 from simagent.cli.leaving import INTERRUPTED, leave
 from simagent.cli.text import say
-from simagent.config import Config
+from simagent.config import Config, ConfigError
 from simagent.ports.clock import SystemClock
 from simagent.wiring import open_agent
 from simagent.worker.identity import Occupant, alone_on
@@ -36,6 +37,21 @@ def run_agent(config: Config, *, until_empty: bool) -> NoReturn:
     with alone_on(config.state_dir, occupant(config, "agent")):
         code = _Daemon(open_agent(config, until_empty=until_empty)).run()
     leave(code, at_once=True)
+
+
+def in_cluster(config: Config, cluster: str | None, role: str | None) -> Config:
+    """Set the cluster, and the role in it, where they are given. Raises `ConfigError`."""
+    given = {"cluster": cluster, "role": role}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    try:
+        config = Config.model_validate(dict(config) | wanted) if wanted else config
+    except ValidationError as error:
+        found = error.errors()[0]
+        text = found["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{found['loc'][0]}: {text}") from None
+    if config.role == "member" and config.cluster is None:
+        raise ConfigError("cluster: a member needs the name of its cluster: add --cluster NAME")
+    return config
 
 
 def occupant(config: Config, role: Literal["agent", "run"]) -> Occupant:
