@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,31 @@ def test_all_of_an_attempt_lies_in_its_folder(tmp_path: Path) -> None:
         "logs",
         "metrics.jsonl",
     ]
+
+
+def test_files_that_hosts_share_go_with_the_attempt(tmp_path: Path) -> None:
+    shared = tmp_path / "shared" / "c" / "p.T1.1"
+    journal = Journals(tmp_path / "state").create(entry(shared=str(shared), cluster="c"))
+    assert journal.artifacts == shared / "work/output/artifacts"
+    assert journal.logs.is_relative_to(tmp_path / "state")
+    journal.artifacts.mkdir(parents=True)
+    journal.remove()
+    assert not shared.exists()
+    assert (tmp_path / "shared" / "c").is_dir()
+
+
+def test_files_that_hosts_share_are_kept_as_long_as_what_was_set_aside(tmp_path: Path) -> None:
+    shared = tmp_path / "shared" / "c" / "p.T1.1"
+    journals = Journals(tmp_path / "state")
+    journal = journals.create(entry(shared=str(shared), cluster="c"))
+    journal.artifacts.mkdir(parents=True)
+    journals.set_aside(journal.folder, "lost")
+    assert journal.artifacts.is_dir()
+    journals.expire(before=time.time() - 60)
+    assert journal.artifacts.is_dir()
+    journals.expire(before=time.time() + 60)
+    assert not shared.exists()
+    assert aside(tmp_path / "state") == []
 
 
 def test_a_write_that_fails_leaves_the_entry_as_it_was(tmp_path: Path) -> None:

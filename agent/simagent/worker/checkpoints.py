@@ -212,7 +212,7 @@ class Checkpoints:
         raise UnsettledError(f"its files were never left alone for {_SETTLED:g} s")
 
     def _find(self) -> FileSet:
-        return find(self._journal.folder, self._inputs(), self._paths, beneath=ARTIFACTS)
+        return find(self._journal.base, self._inputs(), self._paths, beneath=ARTIFACTS)
 
     def _inputs(self) -> Snapshot:
         try:

@@ -109,8 +109,8 @@ def hand_over(journal: Journal, user: tuple[int, int]) -> None:
 
 def _open_the_way(journal: Journal) -> None:
     """Let the task's user, as whom Apptainer runs, pass to its folders; not look around there."""
-    state_dir = journal.folder.parent.parent
+    top = journal.base.parent.parent  # the state folder, or the one that is shared
     for folder in journal.artifacts.parents:
         folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
-        if folder == state_dir:
+        if folder == top:
             return

@@ -5,6 +5,7 @@ It waits for no store and no network, and it bounds what the step's own output t
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -77,8 +78,8 @@ class DiskWatch:
 
 
 def is_short(ctx: Context, journal: Journal) -> bool:
-    """Tell whether less is free on the disk of an attempt than is to be kept free."""
-    return _free(ctx, journal) < ctx.settings.min_free
+    """Tell whether less is free on a disk of an attempt than is to be kept free."""
+    return any(_free(ctx, folder) < ctx.settings.min_free for folder in _folders(journal))
 
 
 def shortage(ctx: Context, journal: Journal) -> str | None:
@@ -86,21 +87,28 @@ def shortage(ctx: Context, journal: Journal) -> str | None:
 
     None where enough is free.
     """
-    free = _free(ctx, journal)
+    folder = min(_folders(journal), key=lambda folder: _free(ctx, folder))
+    free = _free(ctx, folder)
     if free >= ctx.settings.min_free:
         return None
-    used, all_of_it = used_bytes(journal.folder)
+    used, all_of_it = used_bytes(folder)
     left, floor = size_text(int(free)), size_text(ctx.settings.min_free)
     own = f"the task's own files take {'' if all_of_it else 'at least '}{size_text(used)}"
+    place = "state_dir" if folder == journal.folder else "mpi.shared_dir"
     return (
-        f"{left} were free in {journal.folder}, less than min_free ({floor}); {own}: "
-        "make room there, or run it with a state_dir on a larger disk"
+        f"{left} were free in {folder}, less than min_free ({floor}); {own}: "
+        f"make room there, or run it with a {place} on a larger disk"
     )
 
 
-def _free(ctx: Context, journal: Journal) -> float:
+def _folders(journal: Journal) -> list[Path]:
+    """List where an attempt's files lie: one folder, or another that hosts share beside it."""
+    return [journal.folder] if journal.base == journal.folder else [journal.folder, journal.base]
+
+
+def _free(ctx: Context, folder: Path) -> float:
     try:
-        return ctx.free_bytes(journal.folder)
+        return ctx.free_bytes(folder)
     except OSError as error:
-        log.debug("free space not known", path=str(journal.folder), error=str(error))
+        log.debug("free space not known", path=str(folder), error=str(error))
         return math.inf

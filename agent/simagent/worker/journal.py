@@ -6,6 +6,7 @@ One folder an attempt under ``attempts/``; its ``journal.json`` is replaced atom
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -22,9 +23,21 @@ from simagent.worker.shares import Share
 FORMAT = 1
 _NAME = "journal.json"
 ARTIFACTS = "work/output/artifacts"
-"""Where, in an attempt's folder, inputs are laid and commands start."""
+"""Where, beneath an attempt's base, inputs are laid and commands start."""
 
 log = structlog.get_logger()
+
+
+class Place(Record):
+    """A host that ranks of an attempt run on; the first of them is the head.
+
+    ``agent`` is that of the host, ``slots`` are the ranks that it takes at most.
+    """
+
+    name: str
+    address: str
+    slots: int
+    agent: str
 
 
 class Entry(Record):
@@ -58,6 +71,12 @@ class Entry(Record):
     """The image they run in, by its handle."""
     user: tuple[int, int] | None = None
     """Whom they run as in it: user and group number."""
+    cluster: str | None = None
+    """The cluster whose head the agent is, where steps run on several of its hosts."""
+    hosts: tuple[Place, ...] = ()
+    """The hosts of these steps, the head first: chosen once, so that plans stay the same."""
+    shared: str | None = None
+    """Where the task's files lie: a folder that these hosts share."""
     max_log_bytes: int | None = 10 * 10**9
     """What is kept of each stream: what was configured when the attempt began."""
     cut_at: Mapping[str, int] = {}
@@ -94,9 +113,15 @@ class Journal:
         return steps_folder(self.folder)
 
     @property
+    def base(self) -> Path:
+        """Where `ARTIFACTS` lie: in its folder, or in the one that the hosts of a cluster share."""
+        shared = self.entry.shared
+        return self.folder if shared is None else Path(shared)
+
+    @property
     def artifacts(self) -> Path:
         """Where inputs are laid and commands start."""
-        return self.folder / ARTIFACTS
+        return self.base / ARTIFACTS
 
     @property
     def logs(self) -> Path:
@@ -152,7 +177,9 @@ class Journal:
         write_durably(self.folder / _NAME, entry.model_dump_json(indent=1).encode())
 
     def remove(self) -> None:
-        """Forget the attempt: the journal first, then everything else of it."""
+        """Forget the attempt: what others share, then the journal, then everything else of it."""
+        if self.entry.shared is not None:
+            remove_tree(self.base)
         (self.folder / _NAME).unlink(missing_ok=True)
         remove_tree(self.folder)
 
@@ -231,6 +258,9 @@ class Journals:
         for folder in self._aside.iterdir():
             if folder.lstat().st_mtime >= before:
                 continue
+            with suppress(OSError, ValueError, RecursionError):
+                if (shared := _read(folder).shared) is not None:
+                    remove_tree(Path(shared))
             if folder.is_dir() and not folder.is_symlink():
                 remove_tree(folder)
             else:

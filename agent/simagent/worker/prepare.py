@@ -66,10 +66,10 @@ def prepare(
         if journal.entry.user is not None:
             hand_over(journal, journal.entry.user)
         # What came with the checkpoint is the task's own work, and published as such.
-        inputs = snapshot(journal.folder, ARTIFACTS).without(laid)
+        inputs = snapshot(journal.base, ARTIFACTS).without(laid)
         inputs.save(journal.inputs)
         if laid and spec.checkpoint is not None:
-            found = find(journal.folder, inputs, spec.checkpoint.paths, beneath=ARTIFACTS)
+            found = find(journal.base, inputs, spec.checkpoint.paths, beneath=ARTIFACTS)
             Snapshot(found.marks).save(journal.kept)
         journal.write(prepared=True, attempt=laying.told())
         return

@@ -62,8 +62,8 @@ def publish(
     """
     entry = journal.entry
     try:
-        # By way of the attempt's own folder: a command can put a link where its folder was.
-        selection = select(journal.folder, _before(journal), spec.outputs, beneath=ARTIFACTS)
+        # By way of the attempt's base: a command can put a link where its folder was.
+        selection = select(journal.base, _before(journal), spec.outputs, beneath=ARTIFACTS)
         extras = {f"{name}.txt": _log(journal, name) for name in STREAMS}
         csv = journal.folder / "system_metrics.csv"
         if _has_table(journal, csv):
@@ -141,7 +141,7 @@ def stderr_tail(journal: Journal) -> str:
 def _before(journal: Journal) -> Snapshot:
     if not journal.entry.prepared:
         journal.artifacts.mkdir(parents=True, exist_ok=True)
-        return snapshot(journal.folder, ARTIFACTS)  # nothing ran: what lies there is no output
+        return snapshot(journal.base, ARTIFACTS)  # nothing ran: what lies there is no output
     try:
         return Snapshot.load(journal.inputs)
     except (OSError, ValueError) as error:

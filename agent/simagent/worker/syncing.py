@@ -143,7 +143,7 @@ class Syncing:
     def _upload(self, job: _Job) -> Uploaded:
         ctx, entry = self._ctx, self._journal.entry
         globs = Globs(job.patterns)
-        made = select(self._journal.folder, self._inputs(), self._spec.outputs, beneath=ARTIFACTS)
+        made = select(self._journal.base, self._inputs(), self._spec.outputs, beneath=ARTIFACTS)
         members = []
         for member in made.members:  # where there are many, of many patterns, that takes long
             self._check(job)

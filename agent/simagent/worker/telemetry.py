@@ -30,7 +30,7 @@ class Telemetry:
             metrics=self._metrics(),
             sampler=Sampler(
                 pids=pids,
-                workdir=journal.folder,
+                workdir=journal.base,
                 host=str(ctx.identity.machine.get("hostname", "")),
                 clock=ctx.clock,
             ),
