@@ -1,10 +1,14 @@
 """MPI clusters: what the head and the members tell of themselves in the store."""
 
+from typing import Final
+
 from pydantic import Field
 
 from simagent.domain.state import Record
 
 FORMAT = 1
+SHOWS_EVERY: Final = 15.0
+"""Seconds between two beats of a member in the store."""
 
 
 class Spanning(Record):
