@@ -28,6 +28,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "": frozenset({"api"}),  # when it is asked for what it hands out
     "domain": frozenset(),
     "shim": frozenset(),
+    "mpi_probe": frozenset(),
     "ports": frozenset({"domain"}),
     "queues": BASE,
     "stores": BASE,
@@ -46,7 +47,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "engines": BASE | {"queues", "stores", "config"},
     "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines"},
     "api": CORE | {"client", "config", "wiring"},
-    "cli": CORE | {"worker", "client", "config", "engines", "wiring", "api"},
+    "cli": CORE | {"worker", "client", "config", "engines", "wiring", "api"}
+    | {"mpi_probe"},
     "__main__": frozenset({"cli"}),
 }
 
@@ -58,6 +60,7 @@ OF_THE_MACHINE = frozenset(
         "doctor",
         "draining",
         "images",
+        "mpi_check",
         "policies",
         "running",
         "setup",
@@ -84,7 +87,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "botocore": frozenset({"queues", "stores", "clouds"}),
     "docker": frozenset({"runtimes"}),
     "spython": frozenset({"runtimes"}),
-    "mpi4py": frozenset(),  # importing it initialises MPI
+    "mpi4py": frozenset({"mpi_probe"}),  # importing it initialises MPI; ranks alone run the probe
     "typer": frozenset({"cli"}),
     "rich": frozenset({"cli"}),
 }

@@ -8,6 +8,7 @@ import typer
 from simagent.cli.app import Id, Ids, Json, NewId, OutputDir, SpecFile, app
 from simagent.cli.file_commands import download, ls, sync, tail
 from simagent.cli.image_commands import images
+from simagent.cli.mpi_command import mpi
 from simagent.cli.options import command
 from simagent.cli.setup_command import setup
 
@@ -236,6 +237,7 @@ def prune(
 
 
 app.add_typer(images)
+app.add_typer(mpi)
 
 
 @command(app, "agents")

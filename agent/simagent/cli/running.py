@@ -39,21 +39,21 @@ def run_here(
     client = open_client(config)
     client.check(spec, base=base, task_id=task_id)
     with ExitStack() as stack:
-        agent = _take_place(config, spec, stack)
+        agent = take_place(config, spec, stack)
         task = send(client, spec, base=base, task_id=task_id, ring=agent is not None)
         if agent is not None:
             say(f"task {task.id} is left to {agent} that runs here, and followed")
-            state = _Run(task).elsewhere()
+            state = Run(task).elsewhere()
         else:
             log = to_file(config, None if quiet else say)
             if not quiet:
                 say(f"task {task.id} runs here; the agent's own log: {log}")
-            state = _Run(task).here(config)
+            state = Run(task).here(config)
     _sum_up(task, state, spec, output_dir, quiet=quiet)
     return exit_code(state)
 
 
-def _take_place(config: Config, spec: Spec, stack: ExitStack) -> Occupant | None:
+def take_place(config: Config, spec: Spec, stack: ExitStack) -> Occupant | None:
     """Hold the state folder while the stack is open; else give the agent that takes the task.
 
     Waits while another run has it. Writes nothing before it is known that the task can run. Raises
@@ -103,22 +103,25 @@ def _refuse(why: str | None) -> None:
         raise UsageError(f"this machine cannot run the task: {why}")
 
 
-class _Run:
-    """The run of one task, followed: its log on the terminal, Ctrl-C kills it.
+class Run:
+    """The run of one task, followed; Ctrl-C kills it.
+
+    ``follow`` shows it, up to its end: by default its log on the terminal.
 
     What happens reaches the main thread through one queue: the end of each thread, by name and
     with the error it died of, and signals, which SimpleQueue.put may be called for at any moment.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, follow: Callable[[Task], object] = relay) -> None:
         self._task = task
+        self._follow = follow
         self._happened: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
 
     def elsewhere(self) -> State:
         """Follow the task to its end, while another process runs it."""
         with self._signals():
             self._start("agent", lambda: self._task.wait(progress=False))
-            self._start("log", lambda: relay(self._task))
+            self._start("log", lambda: self._follow(self._task))
             self._watch("the agent that runs here ends it in its time")
         return self._task.state
 
@@ -131,7 +134,7 @@ class _Run:
             say(f"task {journal.entry.task}, left by an earlier agent, is finished beside this one")
         with self._signals():
             working = self._start("agent", agent.run)
-            self._start("log", lambda: relay(self._task))
+            self._start("log", lambda: self._follow(self._task))
             try:
                 self._watch("what runs is ended in its time, the next agent publishes the rest")
             finally:
