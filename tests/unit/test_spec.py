@@ -411,9 +411,17 @@ def test_what_is_not_honoured_within_a_part_is_refused_by_name() -> None:
     for name in ("gpus", "shm"):
         (line,) = unsupported(spec(resources={"cpus": 1, "memory": 1, "disk": 1, name: 1}))
         assert line.startswith(f"resources.{name}: ")
-    for name, value in {"hosts": 1, "ranks_per_host": 1}.items():
-        (line,) = unsupported(spec(commands=["a", {"run": "b", "mpi": {"np": 1, name: value}}]))
-        assert line.startswith(f"commands[1].mpi.{name}: ")
+
+
+def test_ranks_on_several_hosts_need_the_network() -> None:
+    ranks = {"image": "docker://i@sha256:" + "0" * 64, "network": "none"}
+    over = [{"run": "b", "mpi": {"np": 2, "hosts": 2}}]
+    (line,) = unsupported(spec(commands=["a", *over], **ranks))
+    assert line.startswith("network: commands[1].mpi.hosts asks for several hosts")
+    assert not list(unsupported(spec(commands=over, **(ranks | {"network": "host"}))))
+    assert not list(
+        unsupported(spec(commands=[{"run": "b", "mpi": {"np": 2, "hosts": 1}}], **ranks))
+    )
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,21 @@ class Mpi(Part):
     np: Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)] | Literal["max"] = Field(
         description='Number of ranks, or "max" for one on every core.'
     )
-    hosts: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of hosts.")
-    ranks_per_host: Annotated[int, Field(ge=1)] | None = Field(None, description="Ranks a host.")
+    hosts: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Number of hosts of the cluster; default: as few as the ranks need."
+    )
+    ranks_per_host: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Ranks on each host; default: as many as it has slots."
+    )
     bind: Literal["core", "hwthread", "socket", "none"] | None = Field(
         None, description="What each rank is bound to."
     )
     oversubscribe: bool = Field(False, description="Allow more ranks than there are cores.")
     args: tuple[str, ...] = Field((), description="Further options for mpirun.")
     version: str | None = Field(None, description="MPI version, where several are installed.")
+    force: bool = Field(
+        False, description="Start ranks although MPI versions of host and image do not fit."
+    )
 
 
 class Command(Part):

@@ -15,7 +15,6 @@ _PLANNED = (
     "idempotency_key",
 )
 _OF_CONTAINERS = ("gpus", "shm")
-_PLANNED_MPI = ("hosts", "ranks_per_host")
 
 
 def unsupported(spec: Spec) -> Iterator[str]:
@@ -27,9 +26,11 @@ def unsupported(spec: Spec) -> Iterator[str]:
     if spec.checkpoint is not None and spec.checkpoint.signal is not None:
         yield "checkpoint.signal: unsupported by this version: remove it"
     for number, command in enumerate(spec.commands):
-        for name in _PLANNED_MPI:
-            if command.mpi is not None and getattr(command.mpi, name) is not None:
-                yield f"commands[{number}].mpi.{name}: unsupported by this version: remove it"
+        if command.mpi is not None and (command.mpi.hosts or 1) > 1 and spec.network == "none":
+            yield (
+                f"network: commands[{number}].mpi.hosts asks for several hosts, whose ranks need "
+                "the network: set it to host, or remove it"
+            )
 
 
 def _in_containers(spec: Spec) -> Iterator[str]:
