@@ -4,7 +4,7 @@ import os
 import pwd
 import stat
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from simagent.domain.spec import Spec
 from simagent.ports.runtime import Mount, Sandbox
@@ -20,7 +20,7 @@ _SHM_BASE = 64 << 20
 _SHM_PER_RANK = 32 << 20
 _TASK_USER = "simtask-"
 _NOBODY = 65534
-_TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - likewise
+TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - likewise
 
 
 def task_user(uid: int | None = None) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def sandbox(spec: Spec, journal: Journal) -> Sandbox:
     assert entry.image is not None
     assert entry.user is not None
     mounts = [Mount(source=journal.artifacts, target=WORKDIR)]
-    mounts += [Mount(source=journal.tmp, target=PurePosixPath(path)) for path in _TEMPORARY]
+    mounts += [Mount(source=journal.tmp, target=PurePosixPath(path)) for path in TEMPORARY]
     return Sandbox(
         image=entry.image,
         uid=entry.user[0],
@@ -100,17 +100,20 @@ def hand_over(journal: Journal, user: tuple[int, int]) -> None:
         (journal.logs / stream).touch(mode=0o644)
     if user[0] == os.geteuid():
         return
-    _open_the_way(journal)
+    # From the state folder on, or from the one that is shared.
+    open_the_way(journal.artifacts, journal.base.parent.parent)
     for entry in walk(journal.artifacts):
         os.chown(entry.path, *user, follow_symlinks=False)
     for path in (journal.artifacts, journal.tmp, journal.logs / "stdout", journal.logs / "stderr"):
         os.chown(path, *user, follow_symlinks=False)
 
 
-def _open_the_way(journal: Journal) -> None:
-    """Let the task's user, as whom Apptainer runs, pass to its folders; not look around there."""
-    top = journal.base.parent.parent  # the state folder, or the one that is shared
-    for folder in journal.artifacts.parents:
+def open_the_way(path: Path, top: Path) -> None:
+    """Let the task's user, as whom Apptainer runs, pass to a path from the folder ``top`` on.
+
+    Not look around there. Raises OSError.
+    """
+    for folder in path.parents:
         folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
         if folder == top:
             return

@@ -1,0 +1,49 @@
+"""What a member of a cluster works with: made once by the wiring, never changed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simagent.domain.times import Times
+from simagent.ledger import Ledger
+from simagent.ports.clock import Clock
+from simagent.ports.images import Images
+from simagent.ports.runtime import Runtime
+from simagent.worker.context import Identity, Settings
+
+SOCKET = "entrance"
+"""In the folder of a member: where relays come in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """The member's engines, clock, identity and settings.
+
+    ``folder`` is of this role alone. ``slots`` are the ranks it takes, ``interface`` is where it is
+    reached (`simagent.worker.address`), ``shared_dir`` what all hosts share, at its path here.
+    ``mpi`` tells the versions that are installed, such as ``openmpi 4.1.4``.
+    """
+
+    cluster: str
+    ledger: Ledger
+    clock: Clock
+    times: Times
+    identity: Identity
+    folder: Path
+    runtimes: Mapping[str, Runtime]
+    images: Mapping[str, Images] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    slots: int = 1
+    interface: str | None = None
+    shared_dir: Path | None = None
+    mpi: Callable[[], tuple[str, ...]] = tuple
+
+    @property
+    def host(self) -> str:
+        """The name of this host."""
+        return str(self.identity.machine.get("hostname", ""))
+
+    @property
+    def entries(self) -> Path:
+        """Where the records of what runs here are."""
+        return self.folder / "entries"

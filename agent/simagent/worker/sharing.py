@@ -1,0 +1,99 @@
+"""The folder that the hosts of a cluster share, as a member sees it."""
+
+import os
+import pwd
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from simagent.cluster import token as program
+from simagent.cluster.duties import RefusedError
+from simagent.cluster.messages import TOKEN, Check
+from simagent.domain.reasons import Reason
+from simagent.worker.context import Settings
+from simagent.worker.membership import Membership
+
+_WITHIN = 20.0
+_NOT_SHARED = "mpi.shared_dir is not set: name the folder that the hosts of the cluster share"
+
+
+def verify(member: Membership, request: Check) -> None:
+    """See that a folder is the head's, for the ranks' user, and its locks. Raises `RefusedError`.
+
+    In a process of its own, which is given up where the file server does not answer.
+    """
+    beneath(member, request.folder)
+    shared, uid = member.shared_dir, request.uid
+    check_user(member.settings, uid)
+    other = uid != os.geteuid()
+    # The source by value: the user may have no right to read where it is installed.
+    source = Path(program.__file__).read_text()
+    try:
+        told = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", source, str(shared), request.folder, TOKEN],
+            input=request.token,
+            capture_output=True,
+            text=True,
+            timeout=_WITHIN,
+            check=False,
+            cwd="/",
+            env={},
+            user=uid if other else None,
+            group=_group(uid) if other else None,
+            extra_groups=() if other else None,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"{shared} does not answer within {_WITHIN:g} s: look after its file server"
+        raise RefusedError(Reason.MPI_HOST_LOST, why) from None
+    except OSError as error:
+        raise RefusedError(Reason.AGENT_ERROR, f"{shared} cannot be tried: {error}") from None
+    if told.returncode != 0:
+        lines = (told.stdout or told.stderr).strip().splitlines()
+        why = lines[-1] if lines else f"the test of {shared} ended with {told.returncode}"
+        raise RefusedError(Reason.MPI_HOST_LOST, why)
+
+
+def beneath(member: Membership, folder: str) -> Path:
+    """Give the path of a folder of the head's here; looks at no file. Raises `RefusedError`."""
+    if member.shared_dir is None:
+        raise RefusedError(Reason.MPI_HOST_LOST, _NOT_SHARED)
+    return member.shared_dir / relative(folder, "folder")
+
+
+def relative(text: str, name: str) -> PurePosixPath:
+    """Take a path of another machine that may lead nowhere but down. Raises `RefusedError`."""
+    path = PurePosixPath(text)
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or "\0" in text
+        or (not path.parts and name == "folder")
+    ):
+        raise RefusedError(
+            Reason.AGENT_ERROR, f"{name}: {text!r} does not lie beneath the shared folder"
+        )
+    return path
+
+
+def check_user(settings: Settings, uid: int) -> None:
+    """See that ranks may run as a user here. Raises `RefusedError`."""
+    own = os.geteuid()
+    allowed = {own}
+    if own == 0:
+        allowed = {user for user, _ in (settings.task_user, *settings.slot_users)}
+        if settings.allow_root_images or settings.allow_process:
+            allowed.add(0)
+    if uid in allowed:
+        return
+    there = ", ".join(str(user) for user in sorted(allowed))
+    raise RefusedError(
+        Reason.MPI_HOST_LOST,
+        f"ranks run as user {uid} on the head, here as {there}: have the same user on all hosts",
+    )
+
+
+def _group(uid: int) -> int:
+    with suppress(KeyError):
+        return pwd.getpwuid(uid).pw_gid
+    return uid
