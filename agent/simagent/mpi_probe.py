@@ -35,7 +35,7 @@ _NUMBER, _BLOCK, _TURN = 1, 2, 3
 """Tags of messages."""
 _BLOCK_BYTES = 1 << 20
 _SMALL = 8
-_SHARED_WITHIN = 10.0
+_SHARED_WITHIN = 5.0
 """Seconds that a network's file system may take to show what another host wrote."""
 
 _LAUNCHERS = ("mpirun", "mpiexec", "orterun", "orted", "prte", "hydra")
