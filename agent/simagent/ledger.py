@@ -1,4 +1,7 @@
-"""The ledger: what is written down about tasks in the store, and the one way to change it."""
+"""The ledger: what is written down about tasks in the store, and the one way to change it.
+
+The same way other documents are changed that several write.
+"""
 
 import hashlib
 import json
@@ -7,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,7 +20,7 @@ from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import FORMAT as SPEC_FORMAT
 from simagent.domain.spec import Spec
 from simagent.domain.state import FORMAT as STATE_FORMAT
-from simagent.domain.state import State
+from simagent.domain.state import Document, State
 from simagent.ports.store import (
     NotFoundError,
     PreconditionError,
@@ -37,15 +40,26 @@ class TooNewError(Exception):
     """An object in the store was written in a newer format than this version knows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A state as it was read or written, and the tag by which the store knows that version."""
-
-    state: State
-    etag: str
-
-
 _Model = TypeVar("_Model", bound=BaseModel)
+_Document = TypeVar("_Document", bound=Document)
+
+
+@dataclass(frozen=True, slots=True)
+class Version(Generic[_Document]):
+    """A document as it was read or written, and the tag by which the store knows that version."""
+
+    state: _Document
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place(Generic[_Document]):
+    """Where a document is, what it is, and what it is taken for where there is none."""
+
+    key: str
+    model: type[_Document]
+    newest: int
+    absent: _Document | None = None
 
 
 def _parse(model: type[_Model], data: bytes, key: str, newest: int) -> _Model:
@@ -101,7 +115,7 @@ class Ledger:
 
     def state(self, task: TaskKeys) -> State:
         """Read the state. Raises `NotFoundError`."""
-        return self._read_state(task).state
+        return self._read(_Place(task.state, State, STATE_FORMAT)).state
 
     def spec(self, task: TaskKeys, *, sha256_: str | None = None) -> Spec:
         """Read the spec; `CorruptError` too where it is missing or not the one with the hash."""
@@ -151,18 +165,37 @@ class Ledger:
         return self.change_from(None, task, change).state
 
     def change_from(
-        self, known: Version | None, task: TaskKeys, change: Callable[[State], State]
-    ) -> Version:
+        self, known: Version[State] | None, task: TaskKeys, change: Callable[[State], State]
+    ) -> Version[State]:
         """Change the state as `change` does, without a read where it is still as it is known.
 
         Whoever changed it since is found out by the store's comparison: nothing is concluded from
         what is known alone.
         """
+        return self._change(_Place(task.state, State, STATE_FORMAT), known, change)
+
+    def change_document(
+        self, key: str, absent: _Document, change: Callable[[_Document], _Document]
+    ) -> _Document:
+        """Change any document by compare-and-swap, as `change` does; ``absent`` where none is."""
+        place = _Place(key, type(absent), absent.format, absent)
+        return self._change(place, None, change).state
+
+    def document(self, key: str, absent: _Document) -> _Document:
+        """Read any document; ``absent`` where there is none."""
+        return self._read(_Place(key, type(absent), absent.format, absent)).state
+
+    def _change(
+        self,
+        place: "_Place[_Document]",
+        known: Version[_Document] | None,
+        change: Callable[[_Document], _Document],
+    ) -> Version[_Document]:
         write_id = secrets.token_hex(8)
         for _ in range(_CAS_TRIES):
-            with self._locks[hash(task) % len(self._locks)]:
+            with self._locks[hash(place.key) % len(self._locks)]:
                 guess, known = known, None
-                version = guess or self._read_state(task)
+                version = guess or self._read(place)
                 if version.state.write_id == write_id:
                     return version
                 try:
@@ -172,25 +205,29 @@ class Ledger:
                         raise
                     continue
                 if wanted is not version.state:
-                    written = self._swap(task, version.etag, wanted.with_(write_id=write_id))
+                    written = self._swap(place, version.etag, wanted.with_(write_id=write_id))
                     if written is not None:
                         return written
                 elif guess is None:
                     return version
-        raise StoreUnavailableError(f"{task.state} is changed by others too fast")
+        raise StoreUnavailableError(f"{place.key} is changed by others too fast")
 
-    def _swap(self, task: TaskKeys, etag: str, wanted: State) -> Version | None:
-        """Write a state over the version that is known; None where a race was lost.
+    def _swap(
+        self, place: "_Place[_Document]", etag: str | None, wanted: _Document
+    ) -> Version[_Document] | None:
+        """Write a document over the version that is known; None where a race was lost.
 
         That may have been one against ourselves: the next read tells.
         """
+        data = _dump(wanted)
         try:
             with self._counted():
-                return Version(wanted, self.store.put(task.state, _dump(wanted), if_match=etag))
+                put = self.store.put(place.key, data, if_match=etag, if_absent=etag is None)
+            return Version(wanted, put)
         except PreconditionError:
             return None
         except StoreUnavailableError:
-            version = self._read_state(task)
+            version = self._read(place)
             if version.state.write_id != wanted.write_id:
                 raise
             return version
@@ -239,10 +276,15 @@ class Ledger:
             if task is not None:
                 yield task
 
-    def _read_state(self, task: TaskKeys) -> Version:
-        with self._counted():
-            blob = self.store.get(task.state)
-        return Version(_parse(State, blob.data, task.state, STATE_FORMAT), blob.etag)
+    def _read(self, place: "_Place[_Document]") -> Version[_Document]:
+        try:
+            with self._counted():
+                blob = self.store.get(place.key)
+        except NotFoundError:
+            if place.absent is None:
+                raise
+            return Version(place.absent, None)
+        return Version(_parse(place.model, blob.data, place.key, place.newest), blob.etag)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

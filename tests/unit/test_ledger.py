@@ -22,6 +22,7 @@ from fakes.faults import (
 from fakes.store import MemoryStore
 from fakes.tasks import HOLDER, attempt, beat, place
 from simagent.domain import keys, mutations
+from simagent.domain.cluster import Head, HeadLease
 from simagent.domain.keys import TaskKeys
 from simagent.domain.mutations import SupersededError
 from simagent.domain.spec import Spec
@@ -445,3 +446,57 @@ def test_a_change_of_what_is_known_reads_again_where_it_is_no_longer_so() -> Non
         known, task, lambda s: s if s.message == "one" else s.with_(reason=None)
     )
     assert same.state.message == "two"
+
+
+# --- any document ---------------------------------------------------------------------------------
+
+
+def led_by(agent: str) -> Callable[[Head], Head]:
+    """Lead a cluster that nobody leads."""
+    lease = HeadLease(agent=agent, incarnation="i")
+
+    def lead(head: Head) -> Head:
+        if head.lease not in (None, lease):
+            raise SupersededError("led")
+        return head if head.lease == lease else head.with_(lease=lease)
+
+    return lead
+
+
+def test_a_document_that_is_not_there_is_what_it_is_taken_for() -> None:
+    ledger = Ledger(MemoryStore())
+    assert ledger.document("k", Head()) == Head()
+    assert ledger.change_document("k", Head(), lambda head: head) == Head()
+    assert list(ledger.store.scan("")) == []
+
+
+@pytest.mark.parametrize("fault", [LOST_ANSWER, PRECONDITION])
+def test_a_document_is_made_once_whatever_is_lost(fault: Fault) -> None:
+    it = Fixture(only("put", fault))
+    made = it.ledger.change_document("k", Head(), led_by("me"))
+    assert made.lease == HeadLease(agent="me", incarnation="i")
+    assert it.good.document("k", Head()) == made
+
+
+def test_of_two_that_make_a_document_one_wins() -> None:
+    it = Fixture()
+
+    def other_first(call: str, key: str) -> None:
+        if call == "put":
+            it.faults.before = lambda _call, _key: None
+            it.good.change_document(key, Head(), led_by("other"))
+
+    it.faults.before = other_first
+    with pytest.raises(SupersededError):
+        it.ledger.change_document("k", Head(), led_by("me"))
+    assert it.good.document("k", Head()).lease == HeadLease(agent="other", incarnation="i")
+
+
+def test_a_document_in_a_newer_format_is_told_from_corruption() -> None:
+    ledger = Ledger(MemoryStore())
+    ledger.store.put("k", b'{"format": 2}')
+    with pytest.raises(TooNewError, match="k has format 2"):
+        ledger.document("k", Head())
+    ledger.store.put("k", b"[]")
+    with pytest.raises(CorruptError, match="k cannot be read"):
+        ledger.change_document("k", Head(), led_by("me"))

@@ -4,7 +4,7 @@ from typing import Final
 
 from pydantic import Field
 
-from simagent.domain.state import Record
+from simagent.domain.state import Document, Record
 
 FORMAT = 1
 SHOWS_EVERY: Final = 15.0
@@ -27,7 +27,7 @@ class HeadLease(Record):
     beat: int = 0
 
 
-class Head(Record):
+class Head(Document):
     """`clusters/<name>/head.json`, changed by compare-and-swap only.
 
     ``public_key`` is what members let in by ssh, in the form of authorized_keys(5). They end the

@@ -75,6 +75,13 @@ class Record(BaseModel):
         return self.model_copy(update=changes)
 
 
+class Document(Record):
+    """Base of those that are changed by compare-and-swap; ``write_id`` tells the last writer."""
+
+    format: int
+    write_id: str = ""
+
+
 class Lease(Record):
     """The right to run a task now. ``beat`` grows with every renewal."""
 
@@ -173,7 +180,7 @@ class Output(Record):
     archive_bytes: int = 0
 
 
-class State(Record):
+class State(Document):
     """The whole of state.json."""
 
     format: Annotated[int, Field(ge=1)] = FORMAT

@@ -47,7 +47,7 @@ class Lease:
         self._orders = orders
         self._progress = progress
         self._stop_after = stop_after
-        self._known: Version | None = None
+        self._known: Version[State] | None = None
         """What was written last: where nobody has written since, it need not be read again."""
         self._renewed = clock.now()
         self._stop = Wake()
