@@ -33,6 +33,9 @@ class Span:
     The agent lasts as long as the daemon. It never exits with 0 where the daemon was not started,
     for Open MPI then waits for it without end.
 
+    Open MPI 5 does not know the host that it runs on by an address in ``--host`` (then there "are
+    not enough slots"): by ``localhost``, or in a hostfile, it does.
+
     ``network`` is what MPI's own connections use, as ADDRESS/BITS.
     """
 
