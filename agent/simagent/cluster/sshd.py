@@ -1,7 +1,65 @@
 """A member's own ssh server: it lets in one key of one user, for the relay and nothing else."""
 
+import json
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Final
+
+from simagent.cluster import relay
+from simagent.cluster.keyfiles import KeyFileError, make_key, write
+from simagent.cluster.messages import BEAT_EVERY, SILENT_AFTER
+from simagent.cluster.processes import Process, end, found
+
+AGENT_BACK_WITHIN: Final = 60.0
+"""Seconds that a relay waits for its agent, which is being started anew, say."""
+
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_NO_SHELL = re.compile(r".*/(nologin|false|true|sync|halt|shutdown)")
+_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}( [^\n]*)?")
+_START_LIMIT, _START_PAUSE, _STOP_LIMIT = 10.0, 0.02, 5.0
+_LOG_BYTES = 1 << 20
+_IN_USE = "Address already in use"
+
+_CONFIG = """\
+# Written by the agent: changes are lost. No file of the system's own ssh server is used.
+Port {port}
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/authorized_keys
+AllowUsers {user}
+ForceCommand {relay}
+PermitRootLogin no
+AuthenticationMethods publickey
+PubkeyAuthentication yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+HostbasedAuthentication no
+UsePAM no
+DisableForwarding yes
+PermitTunnel no
+PermitTTY no
+PermitUserRC no
+PermitUserEnvironment no
+# The folder of these files is this agent's alone, which is looked at before each start.
+StrictModes no
+PidFile none
+UseDNS no
+PrintMotd no
+Compression no
+LoginGraceTime 20
+MaxStartups 100:30:1000
+ClientAliveInterval 15
+ClientAliveCountMax 4
+LogLevel INFO
+"""
 
 
 class SshdError(Exception):
@@ -10,7 +68,9 @@ class SshdError(Exception):
 
 def relay_command(socket: Path) -> tuple[str, ...]:
     """Give the command line of a relay that leads to the member agent at ``socket``."""
-    raise NotImplementedError
+    times = (BEAT_EVERY, SILENT_AFTER, AGENT_BACK_WITHIN)
+    script = os.path.abspath(relay.__file__)
+    return (sys.executable, "-I", "-S", script, str(socket), *(f"{time:g}" for time in times))
 
 
 class Sshd:
@@ -18,14 +78,16 @@ class Sshd:
 
     It is openssh-server's, but knows no file of the system's own one. It runs as ``user``, never
     as root: whom it lets in is that user, for ``relay``. The relay must be able to connect to the
-    member agent's socket as that user. ``user`` is the agent's own, but for an agent of root's.
+    member agent's socket as that user. ``user`` is the agent's own, but for an agent of root's;
+    then that user must be able to pass to ``folder``.
     """
 
     def __init__(self, folder: Path, *, port: int, user: str, relay: Sequence[str]) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()
         self._port = port
         self._user = user
         self._relay = tuple(relay)
+        self._started: subprocess.Popen[bytes] | None = None
 
     @property
     def host_key(self) -> str:
@@ -33,18 +95,41 @@ class Sshd:
 
         Made when first asked for, and kept. Raises `SshdError`.
         """
-        raise NotImplementedError
+        path = self._folder / "host_key"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            key = make_key(path)
+            if os.geteuid() == 0:
+                self._folder.chmod(0o711)
+                os.chown(path, self._account().pw_uid, -1)
+        except (KeyFileError, OSError) as error:
+            raise SshdError(str(error)) from None
+        return key
 
     def trouble(self) -> str | None:
         """Tell what this machine lacks to run it, None where it lacks nothing; never raises."""
-        raise NotImplementedError
+        try:
+            self._program()
+            self._account()
+        except SshdError as error:
+            return str(error)
+        return None
 
     def authorize(self, public_key: str | None) -> None:
         """Let in this key, in the form of authorized_keys(5), and no other; None: nobody.
 
         Connections that are open stay so. Raises `SshdError`.
         """
-        raise NotImplementedError
+        if public_key is not None and not _KEY.fullmatch(public_key):
+            raise SshdError(f"{public_key[:100]!r} is no key of a head: is it of this version?")
+        text = "" if public_key is None else f"restrict {public_key}\n"
+        path = self._folder / "authorized_keys"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists() or path.read_text() != text:
+                write(path, text, 0o644)
+        except (OSError, ValueError) as error:
+            raise SshdError(f"{path}: {error}") from None
 
     def ensure(self) -> None:
         """See to it that it runs: start it, or adopt the one of an earlier incarnation.
@@ -53,8 +138,141 @@ class Sshd:
         since, is stopped first; its connections go on. To be called from time to time. Raises
         `SshdError`.
         """
-        raise NotImplementedError
+        program, account = self._program(), self._account()
+        _ = self.host_key
+        if not (self._folder / "authorized_keys").exists():
+            self.authorize(None)
+        config = _CONFIG.format(
+            port=self._port, folder=_plain(self._folder), user=self._user,
+            relay=shlex.join(self._relay),
+        )  # fmt: skip
+        stat = os.stat(program)
+        wanted = {"config": config, "program": [program, stat.st_mtime_ns, stat.st_size]}
+        if self._started is not None:
+            self._started.poll()  # else it stays a zombie
+        log = self._folder / "sshd.log"
+        with suppress(OSError):
+            if log.stat().st_size > _LOG_BYTES:
+                os.truncate(log, 0)
+        record = self._record()
+        running = self._running(record)
+        if running is not None and all(record.get(key) == wanted[key] for key in wanted):
+            return
+        if running is not None:
+            end(running, _STOP_LIMIT)
+        try:
+            write(self._folder / "sshd_config", config, 0o644)
+            self._start(program, account, wanted, log)
+        except OSError as error:
+            raise SshdError(f"{program} cannot be started: {error}") from None
 
     def stop(self) -> None:
         """Stop it, where it runs; open connections go on."""
-        raise NotImplementedError
+        running = self._running(self._record())
+        if running is not None:
+            end(running, _STOP_LIMIT)
+        if self._started is not None:
+            self._started.wait(_STOP_LIMIT)
+
+    def _program(self) -> str:
+        folders = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
+        program = shutil.which("sshd", path=folders)
+        if program is None:
+            raise SshdError("sshd not found: install openssh-server")
+        return os.path.abspath(program)  # it executes itself again, and refuses a bare name
+
+    def _account(self) -> pwd.struct_passwd:
+        try:
+            account = pwd.getpwnam(self._user)
+        except KeyError:
+            raise SshdError(f"this machine has no user {self._user!r}: set mpi.ssh_user") from None
+        if account.pw_uid == 0:
+            raise SshdError(
+                "root is not let in by ssh: set mpi.ssh_user to a user with a shell, such as one "
+                "made by `useradd --system --shell /bin/sh simagent-mpi`"
+            )
+        if os.geteuid() not in (0, account.pw_uid):
+            raise SshdError(
+                f"an agent that is not root's lets in its own user alone, not {self._user!r}: "
+                "leave mpi.ssh_user away"
+            )
+        if _NO_SHELL.fullmatch(account.pw_shell):
+            raise SshdError(
+                f"the user {self._user} has no shell but {account.pw_shell}: give it one, by "
+                f"`usermod --shell /bin/sh {self._user}`, or set mpi.ssh_user to another"
+            )
+        return account
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            record = json.loads((self._folder / "sshd.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _running(self, record: dict[str, Any]) -> Process | None:
+        try:
+            process = Process(int(record["pid"]), int(record["start"]), str(record["boot_id"]))
+        except (LookupError, TypeError, ValueError):
+            return None
+        return process if process.alive() else None
+
+    def _start(
+        self, program: str, account: pwd.struct_passwd, wanted: dict[str, Any], log: Path
+    ) -> None:
+        """Start it, and wait until it answers. Raises OSError and `SshdError`."""
+        other = os.geteuid() == 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(log, flags, 0o600)
+        try:
+            before = os.fstat(fd).st_size
+            # In the foreground, as its child: that it cannot start shows at once.
+            started = subprocess.Popen(
+                [program, "-D", "-e", "-f", str(self._folder / "sshd_config")],
+                stdin=subprocess.DEVNULL,
+                stdout=fd,
+                stderr=fd,
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                start_new_session=True,
+                user=account.pw_uid if other else None,
+                group=account.pw_gid if other else None,
+                extra_groups=[] if other else None,
+            )
+        finally:
+            os.close(fd)
+        self._started = started
+        process = found(started.pid)
+        if process is not None:
+            record = wanted | {"pid": process.pid, "start": process.start, "boot_id": process.boot}
+            write(self._folder / "sshd.json", json.dumps(record), 0o600)
+        deadline = time.monotonic() + _START_LIMIT
+        while not _listens(said := _said(log, before)):
+            if started.poll() is not None or time.monotonic() > deadline or _IN_USE in said:
+                started.kill()
+                started.wait()
+                raise SshdError(f"sshd does not run on port {self._port}: {_why(said)}")
+            time.sleep(_START_PAUSE)
+
+
+def _plain(path: Path) -> str:
+    """Give a path as sshd_config(5) can have it. Raises `SshdError`."""
+    text = str(path)
+    if any(c.isspace() or c in "\"'%#$\\" for c in text):
+        raise SshdError(f"sshd cannot use files in {text!r}: choose another state_dir")
+    return text
+
+
+def _said(log: Path, offset: int) -> str:
+    with open(log, "rb") as file:
+        file.seek(offset)
+        return file.read(1 << 16).decode(errors="replace")
+
+
+def _listens(said: str) -> bool:
+    return "Server listening on " in said and _IN_USE not in said
+
+
+def _why(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return next((line for line in lines if _IN_USE in line), (lines or ["it does not say why"])[-1])

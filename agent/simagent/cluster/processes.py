@@ -1,0 +1,49 @@
+"""Processes that outlive the agent, told from others that got their number since."""
+
+import os
+import select
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process by its number, when it started (in clock ticks since boot) and the boot's id."""
+
+    pid: int
+    start: int
+    boot: str
+
+    def alive(self) -> bool:
+        """Tell whether this very process runs."""
+        return found(self.pid) == self
+
+
+def found(pid: int) -> Process | None:
+    """Identify the process of a number; None where there is none, or only its remains."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return None if fields[0] in b"ZX" else Process(pid, int(fields[19]), boot)
+
+
+def end(process: Process, limit: float) -> None:
+    """End a process: SIGTERM, SIGKILL after ``limit`` seconds; not what it started."""
+    with suppress(ProcessLookupError):
+        fd = os.pidfd_open(process.pid)
+        try:
+            if not process.alive():
+                return
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            if not poller.poll(limit * 1000):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                poller.poll(limit * 1000)
+        finally:
+            os.close(fd)
