@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 
 import structlog
 
@@ -19,6 +18,7 @@ from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.clock import Clock
 from simagent.ports.store import NotFoundError
 from simagent.worker.choice import Refusal
+from simagent.worker.silence import Sign, Silence
 
 log = structlog.get_logger()
 
@@ -84,30 +84,12 @@ def tell_of_loss(task: TaskKeys, state: State, *, before: int) -> None:
 
 @dataclass(slots=True)
 class _Suspicion:
-    judged: Judged
-    since: float
-    last: float
-    failures: int
+    silence: Silence
     receipt: str | None
 
 
-class Sign(Enum):
-    """What two readings of a held task show of its holder."""
-
-    ALIVE = auto()
-    SILENT = auto()
-    DEAD = auto()
-
-
 class Suspects:
-    """Held tasks whose holders are watched for signs of life.
-
-    A holder is dead when this observer has itself read the same epoch, incarnation and beat for
-    at least a TTL on its own boot-time clock, every store call between having been answered. It
-    reads again every `renew_every`, and begins anew after a longer pause: an outage, or a sleep of
-    this machine, that nobody noticed would look like silence. No clocks of two machines are
-    compared.
-    """
+    """Held tasks whose holders are watched for signs of life, each as a `Silence`."""
 
     def __init__(self, ledger: Ledger, clock: Clock, times: Times) -> None:
         self._ledger = ledger
@@ -121,19 +103,16 @@ class Suspects:
         ``asked`` is when the reading began: a slow answer proves no longer silence.
         """
         seen = self._seen.get(task)
-        now = self._clock.now()
         if seen is None:
-            self._seen[task] = _Suspicion(judged, now, now, self._ledger.failures, receipt)
+            silence = Silence(self._ledger, self._clock, self._times, judged)
+            self._seen[task] = _Suspicion(silence, receipt)
             log.info(Event.TASK_SUSPECTED, task=task.id, epoch=judged.epoch)
             return Sign.SILENT
-        if seen.judged != judged:
+        sign = seen.silence.observe(judged, asked)
+        if sign is Sign.ALIVE:
             del self._seen[task]
-            return Sign.ALIVE
-        gap = asked - seen.last > 2 * self._times.renew_every
-        seen.last, seen.receipt = now, receipt or seen.receipt
-        if gap or seen.failures != self._ledger.failures:
-            seen.since, seen.failures = now, self._ledger.failures
-        return Sign.DEAD if asked - seen.since >= self._times.lease_ttl else Sign.SILENT
+        seen.receipt = receipt or seen.receipt
+        return sign
 
     def forget(self, task: TaskKeys) -> None:
         """Stop watching a task."""
@@ -145,7 +124,7 @@ class Suspects:
         return [
             (task, seen.receipt)
             for task, seen in self._seen.items()
-            if now - seen.last >= self._times.renew_every
+            if now - seen.silence.last >= self._times.renew_every
         ]
 
 
