@@ -18,11 +18,11 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-system test-fleet faults fleet-faults thousands chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
+.PHONY: help run test test-system test-fleet test-cluster faults fleet-faults thousands chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A state folder of its own: the run touches no other tasks of this user, whatever the environment.
 run: $(VENV)/ready-to-run ## Run LAMMPS on two MPI ranks, follow it, fetch its outputs
@@ -34,7 +34,7 @@ run: $(VENV)/ready-to-run ## Run LAMMPS on two MPI ranks, follow it, fetch its o
 test: $(VENV)/ready-to-develop system-packages ## Run the tests, with coverage
 	@tests/env/install.sh || echo "Tests with engines that are missing are skipped: see above."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" \
-		pytest -n $(WORKERS) --ignore=tests/system --ignore=tests/fleet --cov --cov-report=term $(PYTEST_ARGS)
+		pytest -n $(WORKERS) --ignore=tests/system --ignore=tests/fleet --ignore=tests/cluster --cov --cov-report=term $(PYTEST_ARGS)
 
 # Builds images, which takes minutes.
 test-system: $(VENV)/ready-to-develop ## Run simulators under Docker and Apptainer
@@ -43,6 +43,10 @@ test-system: $(VENV)/ready-to-develop ## Run simulators under Docker and Apptain
 # Takes minutes.
 test-fleet: $(VENV)/ready-to-develop ## Run fleets of agents on servers of S3 and SQS
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) tests/fleet $(PYTEST_ARGS)
+
+# Takes minutes. Containers stand for VMs.
+test-cluster: $(VENV)/ready-to-develop ## Run MPI across clusters of agents
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n 1 tests/cluster $(PYTEST_ARGS)
 
 # All cases of the fault suite, of which `make test` runs a choice; chaos is a part of it, for a minute.
 faults: $(VENV)/ready-to-develop ## Run all of the fault suite

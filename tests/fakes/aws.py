@@ -48,14 +48,14 @@ def moto(aws_credentials: None) -> Iterator[Moto]:
 
 
 @contextmanager
-def moto_server() -> Iterator[Moto]:
+def moto_server(address: str = "127.0.0.1") -> Iterator[Moto]:
     """Run a server, for who changes more of it than its own buckets and queues."""
-    with create_server(("127.0.0.1", 0)) as free:
+    with create_server((address, 0)) as free:
         port = free.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"http://{address}:{port}"
     program = Path(__file__).with_name("moto_server.py")
     # -P: fakes stand beside it with names of the standard library.
-    argv = [sys.executable, "-P", str(program), "-H", "127.0.0.1", "-p", str(port)]
+    argv = [sys.executable, "-P", str(program), "-H", address, "-p", str(port)]
     with tempfile.TemporaryFile() as log:
         # It ends with us, however we end.
         process = subprocess.Popen(
