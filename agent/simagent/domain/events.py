@@ -58,6 +58,13 @@ class Event(StrEnum):
         "A checkpoint cannot be used: the task starts from its inputs.",
         "task epoch error",
     )
+    CLUSTER_LED = "cluster_led", "The agent leads its MPI cluster.", "cluster"
+    CLUSTER_LOST = "cluster_lost", "Another agent leads the MPI cluster.", "cluster agent"
+    HOSTS_AWAITED = "hosts_awaited", "Hosts of the cluster are not there yet.", "cluster missing of"
+    HOSTS_THERE = "hosts_there", "The hosts that the cluster needs are there.", "cluster hosts"
+    HOST_JOINED = "host_joined", "A member of the cluster can take part.", "cluster host"
+    HOST_GONE = "host_gone", "A member of the cluster cannot take part.", "cluster host error"
+    HOSTS_GATHERED = "hosts_gathered", "The hosts of a task are ready.", "task epoch hosts"
     TASK_STOPPING = "task_stopping", "The running command is told to end.", "task epoch why"
     TASK_FINALIZING = "task_finalizing", "The outcome is fixed.", "task epoch outcome reason"
     TASK_PUBLISHED = "task_published", "The task has ended.", "task epoch status"
@@ -65,6 +72,16 @@ class Event(StrEnum):
     LEASE_LOST = "lease_lost", "Another holds the task: the local run is ended.", "task epoch"
     LEASE_LATE = "lease_late", "The lease could not be renewed in time.", "task seconds error"
     JOURNAL_SET_ASIDE = "journal_set_aside", "A local record could not be read.", "path error"
+    RANKS_STARTED = (
+        "ranks_started",
+        "A member of a cluster runs ranks for its head.",
+        "task epoch entry",
+    )
+    RANKS_ENDED = (
+        "ranks_ended",
+        "A member has nothing left of what it ran for its head.",
+        "task epoch entry exit_code signal message",
+    )
     SWEPT = "swept", "The group's open tasks were looked through.", "seen rung closed"
 
     explanation: str

@@ -15,6 +15,7 @@ from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
 from simagent.domain.reasons import Reason
 from simagent.domain.state import Attempt, Holder, Record, Status
+from simagent.ports.launcher import Host
 from simagent.transfer.removal import remove_tree
 from simagent.worker.disk import Reserve, is_no_space
 from simagent.worker.durable import sync_folder, write_durably
@@ -38,6 +39,11 @@ class Place(Record):
     address: str
     slots: int
     agent: str
+
+    @property
+    def host(self) -> Host:
+        """The host as launchers see it."""
+        return Host(address=self.address, slots=self.slots)
 
 
 class Entry(Record):
@@ -77,6 +83,8 @@ class Entry(Record):
     """The hosts of these steps, the head first: chosen once, so that plans stay the same."""
     shared: str | None = None
     """Where the task's files lie: a folder that these hosts share."""
+    network: str | None = None
+    """What ranks use to reach those on other hosts, as ADDRESS/BITS."""
     max_log_bytes: int | None = 10 * 10**9
     """What is kept of each stream: what was configured when the attempt began."""
     cut_at: Mapping[str, int] = {}
