@@ -68,8 +68,9 @@ chaos: $(VENV)/ready-to-develop ## Kill agents at random for five minutes, under
 
 # What tests need and pip cannot bring. Without apt they are skipped, which the summary says.
 system-packages:
-	@command -v systemd-analyze >/dev/null || ! command -v apt-get >/dev/null || \
-		{ $(call apt-install,systemd); }
+	@{ command -v systemd-analyze && command -v ssh && PATH=$$PATH:/usr/sbin command -v sshd; } \
+		>/dev/null || ! command -v apt-get >/dev/null || \
+		{ $(call apt-install,systemd openssh-client openssh-server); }
 
 engines: ## Install Docker, a registry, Apptainer and S3 servers for the tests that need them
 	@tests/env/install.sh

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.members import FakeMember
+from fakes.member_agents import FakeMember
 from fakes.steps import until
 from simagent.cluster import broker, launch, relay
 from simagent.cluster.calls import HostLostError, HostRefusedError, ask

@@ -35,7 +35,7 @@ Port {port}
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/authorized_keys
 AllowUsers {user}
-ForceCommand {relay}
+ForceCommand exec {relay}
 PermitRootLogin no
 AuthenticationMethods publickey
 PubkeyAuthentication yes
@@ -220,8 +220,10 @@ class Sshd:
     def _start(
         self, program: str, account: pwd.struct_passwd, wanted: dict[str, Any], log: Path
     ) -> None:
-        """Start it, and wait until it answers. Raises OSError and `SshdError`."""
+        """Start it, and wait until it listens. Raises OSError and `SshdError`."""
         other = os.geteuid() == 0
+        if other:
+            self._check_relay(account)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(log, flags, 0o600)
         try:
@@ -253,6 +255,33 @@ class Sshd:
                 started.wait()
                 raise SshdError(f"sshd does not run on port {self._port}: {_why(said)}")
             time.sleep(_START_PAUSE)
+
+    def _check_relay(self, account: pwd.struct_passwd) -> None:
+        """See whether the user can run the relay, which the agent, as root, always can."""
+        files = [word for word in self._relay if word.startswith("/") and Path(word).is_file()]
+        look = subprocess.run(
+            [
+                "/bin/sh",
+                "-c",
+                'for f; do test -r "$f" || { echo "$f"; exit 1; }; done',
+                "-",
+                *files,
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=_START_LIMIT,
+            check=False,
+            user=account.pw_uid,
+            group=account.pw_gid,
+            extra_groups=[],
+        )
+        if look.returncode:
+            raise SshdError(
+                f"the user {self._user} may not read {look.stdout.strip()}: install simagent where "
+                "every user can run it"
+            )
 
 
 def _plain(path: Path) -> str:
