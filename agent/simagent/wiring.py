@@ -22,8 +22,10 @@ from simagent.ports.runtime import Runtime
 if TYPE_CHECKING:  # clients need no worker: they start faster without
     from simagent.launchers.installed import InstalledLaunchers, Mpirun
     from simagent.runtimes.cgroups import Cgroups
-    from simagent.worker.context import Context
+    from simagent.worker.context import Context, Settings
     from simagent.worker.loop import Agent
+    from simagent.worker.member import MemberAgent
+    from simagent.worker.membership import Membership
     from simagent.worker.sweep import Sweeper
 
 
@@ -46,12 +48,12 @@ def open_launchers(config: Config) -> "InstalledLaunchers":
     from simagent.launchers.installed import InstalledLaunchers
     from simagent.launchers.openmpi import OpenMpiLauncher
 
-    root = os.geteuid() == 0
+    root, allow = os.geteuid() == 0, config.mpi.allow
     build: dict[str, Callable[[Mpirun], Launcher]] = {
-        "hydra": lambda it: HydraLauncher(it.path),
-        "openmpi": lambda it: OpenMpiLauncher(it.path, major=it.major, root=root),
+        "hydra": lambda it: HydraLauncher(it.path, version=it.version, allow=allow),
+        "openmpi": lambda it: OpenMpiLauncher(it.path, version=it.version, root=root, allow=allow),
     }
-    return InstalledLaunchers(config.mpirun, build, InsideLauncher())
+    return InstalledLaunchers(config.mpirun, build, InsideLauncher(allow=allow))
 
 
 def find_cgroups() -> Path:
@@ -163,21 +165,112 @@ def open_agent(
     )
 
 
+def open_member(config: Config) -> "MemberAgent":
+    """Make the agent of a member of a cluster, on a state folder that is already held for it.
+
+    Raises `ConfigError`.
+    """
+    import pwd
+
+    from simagent.cluster.entrance import Entrance, EntranceError
+    from simagent.cluster.sshd import Sshd, relay_command
+    from simagent.worker.drain import DrainFile
+    from simagent.worker.entries import Entries
+    from simagent.worker.journal import Journals
+    from simagent.worker.member import MemberAgent, MemberDuties, open_door
+
+    if not Journals(config.state_dir).empty:
+        raise ConfigError(
+            f"role: an agent left tasks in {config.state_dir}, which a member does not carry on: "
+            "start it once more as it was, and let it drain; or name another --state-dir"
+        )
+    member = _membership(config)
+    user = config.mpi.ssh_user or pwd.getpwuid(os.geteuid()).pw_name
+    users, gid = open_door(member.folder, user)
+    socket = member.folder / "entrance"
+    entries = Entries(member)
+    entrance = Entrance(socket, MemberDuties(member, entries), member.clock, users=users, gid=gid)
+    try:
+        listener = entrance.listen()
+    except EntranceError as error:
+        raise ConfigError(str(error)) from error
+    port = config.mpi.ssh_port
+    return MemberAgent(
+        member,
+        entries,
+        entrance,
+        listener,
+        Sshd(member.folder / "sshd", port=port, user=user, relay=relay_command(socket)),
+        port=port,
+        user=user,
+        drain=DrainFile(config.state_dir),
+    )
+
+
+def _membership(config: Config) -> "Membership":
+    from simagent.worker.cores import physical_cores
+    from simagent.worker.identity import identify
+    from simagent.worker.membership import Membership
+
+    if config.cluster is None:
+        raise ConfigError("cluster: a member needs the name of its cluster")
+    cgroups, identity = open_cgroups(config), identify(config.state_dir, config.agent)
+    launchers = open_launchers(config)
+    limits = {"limits": "cgroup" if cgroups else "rlimits"}
+    return Membership(
+        cluster=config.cluster,
+        # With short timeouts: what is read of the head is to be of now.
+        ledger=Ledger(open_store(config, lease=True, told=_tell_of_store)),
+        clock=SystemClock(),
+        times=config.times,
+        identity=replace(identity, machine={**identity.machine, **limits}),
+        folder=config.state_dir.absolute() / "member",
+        runtimes=open_runtimes(config, cgroups, agent=identity.agent),
+        images=open_images(config),
+        settings=_settings(config),
+        slots=config.mpi.slots or physical_cores(),
+        interface=config.mpi.interface,
+        shared_dir=config.mpi.shared_dir,
+        mpi=lambda: tuple(f"{it.flavour} {it.version}" for it in launchers.installed()),
+    )
+
+
 def open_context(config: Config) -> "Context":
     """Make all that the agent works with."""
-    from simagent.telemetry.pump import LOCAL_PACE, REMOTE_PACE
-    from simagent.transfer.unpack import Limits
-    from simagent.worker.caretaker import ImageMarks
-    from simagent.worker.containers import slot_users, task_user
-    from simagent.worker.context import Context, Settings
-    from simagent.worker.control import LOCAL_LOOKS, REMOTE_LOOKS
+    from simagent.worker.context import Context
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
 
     cgroups = open_cgroups(config)
     identity = identify(config.state_dir, config.agent)
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
-    settings = Settings(
+    journals = Journals(config.state_dir)
+    existing = not journals.empty
+    return Context(
+        ledger=Ledger(open_store(config, existing=existing, prove=True, told=_tell_of_store)),
+        # What it renews was claimed there.
+        lease_ledger=Ledger(open_store(config, existing=True, lease=True)),
+        queue=open_queue(config, config.group, prove=not existing),
+        clock=SystemClock(),
+        times=config.times,
+        identity=replace(identity, machine={**identity.machine, **limits}),
+        journals=journals,
+        runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
+        images=open_images(config, every=existing),
+        launchers=open_launchers(config),
+        settings=_settings(config),
+    )
+
+
+def _settings(config: Config) -> "Settings":
+    from simagent.telemetry.pump import LOCAL_PACE, REMOTE_PACE
+    from simagent.transfer.unpack import Limits
+    from simagent.worker.caretaker import ImageMarks
+    from simagent.worker.containers import slot_users, task_user
+    from simagent.worker.context import Settings
+    from simagent.worker.control import LOCAL_LOOKS, REMOTE_LOOKS
+
+    return Settings(
         group=config.group,
         allow_process=config.process_allowed,
         # With engines that others reach, a task could read the files of a machine that is not
@@ -203,22 +296,6 @@ def open_context(config: Config) -> "Context":
         slot_users=slot_users(config.task_uid, config.slots),
         gpus=config.gpus,
         tags=config.tags,
-    )
-    journals = Journals(config.state_dir)
-    existing = not journals.empty
-    return Context(
-        ledger=Ledger(open_store(config, existing=existing, prove=True, told=_tell_of_store)),
-        # What it renews was claimed there.
-        lease_ledger=Ledger(open_store(config, existing=True, lease=True)),
-        queue=open_queue(config, config.group, prove=not existing),
-        clock=SystemClock(),
-        times=config.times,
-        identity=replace(identity, machine={**identity.machine, **limits}),
-        journals=journals,
-        runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
-        images=open_images(config, every=existing),
-        launchers=open_launchers(config),
-        settings=settings,
     )
 
 

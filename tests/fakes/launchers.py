@@ -10,11 +10,19 @@ class PlainLauncher:
 
     def __init__(self, name: str = "mpirun") -> None:
         self.name = name
+        self.version = name
 
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
-        return (self.name, str(ranks.np), *argv)
+        return (*self.front(ranks), *argv)
+
+    def front(self, ranks: Ranks) -> tuple[str, ...]:
+        return (self.name, str(ranks.np))
 
     def environment(self, ranks: Ranks) -> Mapping[str, str]:
+        del ranks
+        return {}
+
+    def files(self, ranks: Ranks) -> Mapping[str, str]:
         del ranks
         return {}
 

@@ -3,12 +3,12 @@ import pytest
 from simagent.launchers.openmpi import OpenMpiLauncher
 from simagent.ports.launcher import LaunchError, Ranks
 
-FOUR = OpenMpiLauncher("mpirun", major=4, root=False)
-FIVE = OpenMpiLauncher("mpirun", major=5, root=False)
+FOUR = OpenMpiLauncher("mpirun", version="4.1.4", root=False)
+FIVE = OpenMpiLauncher("mpirun", version="5.0.7", root=False)
 
 
 def test_the_whole_command_line() -> None:
-    launcher = OpenMpiLauncher("/opt/openmpi/5.0/bin/mpirun", major=5, root=True)
+    launcher = OpenMpiLauncher("/opt/openmpi/5.0/bin/mpirun", version="5.0.7", root=True)
     ranks = Ranks(
         np=4,
         env=("OMP_NUM_THREADS", "PATH"),

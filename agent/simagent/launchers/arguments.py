@@ -1,6 +1,7 @@
 """What every launcher checks before a user's words become part of its command line."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from simagent.ports.launcher import LaunchError, Ranks
 
@@ -39,20 +40,26 @@ def check_args(
     args: Sequence[str],
     harmless: Mapping[str, int],
     check_values: Callable[[str, Sequence[str]], None] = lambda _option, _values: None,
+    *,
+    others: Mapping[str, int] = MappingProxyType({}),
+    allow: Collection[str] = (),
 ) -> None:
     """Refuse options that are not among the harmless ones, given with their numbers of values.
 
-    Known ones only: others name hosts or files, or make mpirun itself run a program, and mpirun may
-    run outside of the task's container. ``check_values`` gets each option's values. Raises
-    `LaunchError`.
+    Known ones only: ``others`` name hosts or files, or make mpirun itself run a program, and mpirun
+    may run outside of the task's container. The operator can ``allow`` them by name.
+    ``check_values`` gets the values of each harmless option. Raises `LaunchError`.
     """
     words = iter(args)
     for word in words:
         option = word.removeprefix("-").removeprefix("-")
-        if option == word or option not in harmless:
-            allowed = ", ".join(f"-{name}" for name in sorted(harmless))
-            raise LaunchError(f"mpi.args: {word} is refused; what can be used is {allowed}")
-        values = [value for _, value in zip(range(harmless[option]), words, strict=False)]
-        if len(values) < harmless[option]:
-            raise LaunchError(f"mpi.args: {word} needs {harmless[option]} values")
-        check_values(option, values)
+        allowed = option in others and option in allow
+        if option == word or (option not in harmless and not allowed):
+            known = ", ".join(f"-{name}" for name in sorted(harmless))
+            raise LaunchError(f"mpi.args: {word} is refused; what can be used is {known}")
+        count = others[option] if allowed else harmless[option]
+        values = [value for _, value in zip(range(count), words, strict=False)]
+        if len(values) < count:
+            raise LaunchError(f"mpi.args: {word} needs {count} values")
+        if not allowed:
+            check_values(option, values)

@@ -1,8 +1,11 @@
 """What starts the ranks of an MPI step: a pure builder of command lines."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+from simagent.domain.reasons import Reason
 
 
 class LaunchError(ValueError):
@@ -33,8 +36,8 @@ class Span:
     The agent lasts as long as the daemon. It never exits with 0 where the daemon was not started,
     for Open MPI then waits for it without end.
 
-    Open MPI 5 does not know the host that it runs on by an address in ``--host`` (then there "are
-    not enough slots"): by ``localhost``, or in a hostfile, it does.
+    Beside the agent lie the `Launcher.files`. Open MPI 5 does not know the host that it runs on by
+    an address on the command line (there "are not enough slots"), but in a file it does.
 
     ``network`` is what MPI's own connections use, as ADDRESS/BITS.
     """
@@ -50,7 +53,9 @@ class Ranks:
 
     ``np`` is their number, ``env`` the names of the variables that must reach every rank,
     ``args`` further options of the user for the launcher itself. With ``oversubscribe`` there may
-    be more ranks than cores. Without ``span`` all of them are on this host.
+    be more ranks than cores. Without ``span`` all of them are on this host. With ``guard`` the
+    command looks first whether the program can become ranks of that `mpirun`, where this can be
+    seen: `guard_said` tells what it found.
     """
 
     np: int
@@ -59,18 +64,47 @@ class Ranks:
     oversubscribe: bool = False
     args: tuple[str, ...] = ()
     span: Span | None = None
+    guard: bool = False
+
+
+GUARD_CODE: Final = 93
+"""What a guarded command exits with where it did not start the ranks."""
+
+_GUARD_SAYS: Final = re.compile(r"^simagent: (mpi_[a-z]+): (.+)$", re.MULTILINE)
+
+
+def guard_said(stderr: str) -> tuple[Reason, str] | None:
+    """Tell why a guarded command that exited with `GUARD_CODE` did not start the ranks.
+
+    None where what it wrote last does not tell: then it is the program's own exit code.
+    """
+    said = list(_GUARD_SAYS.finditer(stderr))
+    if not said:
+        return None
+    try:
+        return Reason(said[-1][1]), said[-1][2]
+    except ValueError:
+        return None
 
 
 class Launcher(Protocol):
     """One MPI implementation's way to start ranks."""
 
     name: str
+    version: str
+    """Of its `mpirun`; empty where that is an image's, or not known."""
 
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
 
+    def front(self, ranks: Ranks) -> tuple[str, ...]:
+        """Build the command line up to the program, for `StepPlan.launch`. Raises `LaunchError`."""
+
     def environment(self, ranks: Ranks) -> Mapping[str, str]:
         """Give the variables that the launcher itself has to see beside the step's own."""
+
+    def files(self, ranks: Ranks) -> Mapping[str, str]:
+        """Give the files, by their names, that have to lie in the folder of the span's agent."""
 
 
 class Launchers(Protocol):
