@@ -1,7 +1,5 @@
 """What the end of a step means for its task."""
 
-import signal
-
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import Status
@@ -11,6 +9,7 @@ from simagent.worker.diskwatch import shortage
 from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.journal import Journal
 from simagent.worker.orders import Orders
+from simagent.worker.ranks import Told, read_tail, signal_name, told
 
 LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 """Of steps with these it is not known how they ended."""
@@ -56,14 +55,27 @@ class StepJudge:
         where = f"commands[{number}] ({plan.argv[0]})"
         if exit_.reason is not None:
             return Ending(Status.FAILED, exit_.reason, f"{where}: {exit_.message}")
-        more = exit_.message and f": {exit_.message}"
+        return self._ran(where, exit_, self._told(number, plan, exit_))
+
+    def _ran(self, where: str, exit_: StepExit, ranks: Told) -> Ending | None:
+        more = "".join(f": {text}" for text in (exit_.message, ranks.note) if text)
+        if ranks.failed:
+            return self._failed(Reason.MPI_RANK_FAILED, f"{where}: {ranks.failed}")
         if exit_.signal is not None:
-            ended = f"{where} was ended by {_signal_name(exit_.signal)}{more}"
+            ended = f"{where} was ended by {signal_name(exit_.signal)}{more}"
             return self._failed(Reason.SIGNAL, ended)
         if exit_.exit_code:
             exited = f"{where} exited with code {exit_.exit_code}{more}"
             return self._failed(Reason.EXIT_CODE, exited)
         return None
+
+    def _told(self, number: int, plan: StepPlan, exit_: StepExit) -> Told:
+        """Read what `mpirun` says of a step that did not end well; of others, nothing."""
+        code = exit_.exit_code if exit_.signal is None else 128 + exit_.signal
+        if self._spec.commands[number].mpi is None or not code:
+            return Told()
+        # In a container a signal that ended a rank looks like one that ended mpirun.
+        return told(read_tail(plan.stdout, plan.stderr), code)
 
     def _stopped(self, why: Reason | None) -> Ending:
         match why:
@@ -88,10 +100,3 @@ class StepJudge:
         if lack is not None:
             return Ending(Status.FAILED, Reason.DISK_FULL, f"{message}; {lack}")
         return Ending(Status.FAILED, reason, message)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return f"{signal.Signals(number).name} (signal {number})"
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
