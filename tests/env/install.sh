@@ -61,6 +61,13 @@ if [ ${#needed[@]} -gt 0 ] || [ -n "$wants_apptainer" ]; then
     fi
 fi
 
+# A simulator whose ranks are programs of the machine; where it is not packaged that is not tested.
+command -v icoFoam >/dev/null || ! apt-cache show openfoam >/dev/null 2>&1 || {
+    echo "Installing openfoam ..."
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qq -y --no-install-recommends openfoam >/dev/null
+}
+
 # What udev and tzdata see to elsewhere; Apptainer uses the one and insists on the other.
 [ ! -e /dev/fuse ] || [ "$(stat -c %a /dev/fuse)" = 666 ] || "${root[@]}" chmod 666 /dev/fuse
 [ -e /etc/localtime ] || "${root[@]}" touch /etc/localtime
