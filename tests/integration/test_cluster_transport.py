@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,57 @@ def test_an_address_that_is_not_of_the_plan_is_refused(lab: Lab) -> None:
     assert code == 255
     assert "'10.9.9.9' is no host of this step: those are 10.0.0.2" in errors
     assert lab.member.requests == []
+
+
+def test_hostile_asks_neither_stop_the_broker_nor_lead_it_elsewhere(lab: Lab) -> None:
+    lab.plan()
+    lab.start()
+    secret = lab.root / "secret"
+    secret.write_text("10.0.0.2\ntouch stolen")
+    asks = lab.laid / "asks"
+    (asks / "1.ask").symlink_to(secret)
+    os.link(secret, asks / "2.ask")
+    os.mkfifo(asks / "3.ask")
+    (asks / "4.ask").mkdir()
+    (asks / "5.ask").write_bytes(b"x" * 10_000_000)
+    (asks / "6.end").symlink_to(secret)
+    (asks / "6.ask").write_text("10.0.0.2\nsleep 600")
+    (asks / "7.ask").write_text("10.9.9.9\ntrue")
+    (asks / "..ask").write_text("10.0.0.2\ntrue")
+    assert ended(lab.mpirun("10.0.0.2", "exit 3"))[0] == 3
+    until(lambda: len(lab.named("exited")) == 2, "the end of what nobody waits for")
+    assert sorted(request["command"] for request in lab.member.requests) == ["exit 3", "sleep 600"]
+    assert secret.read_text() == "10.0.0.2\ntouch stolen"
+    assert lab.running[0].poll() is None
+
+
+def test_one_host_is_not_entered_any_number_of_times(lab: Lab) -> None:
+    lab.plan()
+    lab.start()
+    for _ in range(4):
+        lab.mpirun("10.0.0.2", "sleep 600")
+    until(lambda: len(lab.named("entered")) == 4)
+    code, errors = ended(lab.mpirun("10.0.0.2", "true"))
+    assert code == 255
+    assert "it is asked for too often" in errors
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("bash", "--posix"), ("busybox", "sh")])
+def test_the_script_runs_in_the_shells_of_images(lab: Lab, shell: tuple[str, ...]) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"{shell[0]} is missing (make engines installs it)")
+    lab.plan()
+    lab.start()
+    call = subprocess.run(
+        [*shell, launch.program(lab.laid), "-x", "10.0.0.2", "echo", '"a b"', ";", "exit", "4"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={"PATH": "/usr/bin:/bin"},
+        timeout=30,
+        check=False,
+    )
+    assert (call.returncode, call.stdout) == (4, b"")
+    assert call.stderr == b"enter: 10.0.0.2: that was it\n"
 
 
 def test_told_to_end_the_broker_leaves_all_hosts_and_says_how_that_went(lab: Lab) -> None:

@@ -123,15 +123,19 @@ class Asks:
         except OSError:
             self._remove(name)
             return None
-        with open(fd, "rb") as file:
+        most = MOST_COMMAND_BYTES + _MOST_ADDRESS_BYTES
+        try:
             found = os.fstat(fd)
             if not self._remove(name) or not stat.S_ISREG(found.st_mode):
                 return None
             # A link to somebody else's file would be read, and told of, in his stead.
             if found.st_nlink != 1 or found.st_uid != self._owner:
                 return None
-            most = MOST_COMMAND_BYTES + _MOST_ADDRESS_BYTES
-            data = file.read(most + 1)
+            data = b""
+            while len(data) <= most and (chunk := os.read(fd, most + 1 - len(data))):
+                data += chunk
+        finally:
+            os.close(fd)
         address, _, command = data.partition(b"\n")
         if len(data) > most or len(command) > MOST_COMMAND_BYTES:
             return Ask(number, trouble=f"more than {MOST_COMMAND_BYTES} bytes to run")

@@ -10,6 +10,7 @@ for each, and ends. Whoever stops it gives it a few seconds more than that.
 """
 
 import json
+import resource
 import secrets
 import select
 import signal
@@ -38,6 +39,7 @@ _LOOK_EVERY = 1.0
 _MOST_AT_ONCE, _MOST_EVER = 4, 10_000
 """Asks for one host at a time, and for all in a step: `mpirun` has one for each host."""
 
+_MOST_REFUSED = 20
 _MARGIN = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -95,6 +97,7 @@ class Broker:
         self._telling = Telling(folder)
         self._doors: dict[str, list[Door]] = {address: [] for address in self._peers}
         self._taken = 0
+        self._refusing: list[threading.Thread] = []
 
     def run(self, end: Wake) -> None:
         """Return when all hosts have been left, after ``end`` was set."""
@@ -156,8 +159,11 @@ class Broker:
             reply.say(f"255 refused: {trouble}")
             reply.close()
 
-        if threading.active_count() < 100:  # a task that asks for nonsense, again and again
-            threading.Thread(target=answer, daemon=True).start()
+        self._refusing = [thread for thread in self._refusing if thread.is_alive()]
+        if len(self._refusing) < _MOST_REFUSED:  # else it asks for nonsense again and again
+            thread = threading.Thread(target=answer, daemon=True)
+            thread.start()
+            self._refusing.append(thread)
 
 
 def main() -> int:
@@ -165,6 +171,8 @@ def main() -> int:
     # Blocked, which programs inherit: a signal for the whole tree of this step ends no ssh before
     # the hosts have been left. One thread waits for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a host takes six
     folder = Path(sys.argv[1])
     try:
         broker = Broker(folder, json.loads((folder / _PLAN).read_bytes()))

@@ -11,7 +11,7 @@ from simagent.cluster.connection import PACE, Connection, HostLostError, HostRef
 from simagent.cluster.happenings import Happening, now
 from simagent.cluster.messages import Enter, Exited, Refused, Sampled, Started
 from simagent.domain.reasons import Reason
-from simagent.ports.clock import Wake
+from simagent.ports.clock import SystemClock, Wake
 
 LEAVE_LIMIT: Final = 20.0
 """Seconds; who stops the broker gives it a few more before SIGKILL."""
@@ -124,7 +124,7 @@ class Door:
     def _await_reader(self) -> bool:
         """Open the way back to the script; False where nobody is there to read."""
         deadline = time.monotonic() + _READER_LIMIT
-        while time.monotonic() < deadline and not self._wake.is_set():
+        while time.monotonic() < deadline and not SystemClock().wait(0, self._wake):
             try:
                 if self._reply.open():
                     return True

@@ -1,6 +1,7 @@
 """What the broker of a step tells of the hosts: lines of a file, read while it is written."""
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -47,16 +48,23 @@ class Telling:
         self._lock = threading.Lock()
         self._bytes = os.fstat(self._fd).st_size
         self._samples = 0
+        self._torn = False
 
     def tell(self, happening: Happening) -> None:
-        """Add a line. Raises OSError."""
+        """Add a line; without it where the disk is full: what it tells of must go on."""
         line = happening.model_dump_json(exclude_defaults=True).encode() + b"\n"
         with self._lock:
             if happening.event == "sampled":
                 self._samples += 1
                 if self._samples % 8 ** min(self._bytes // _FEWER_SAMPLES_EACH, 8):
                     return
-            self._bytes += os.write(self._fd, line)
+            try:
+                written = os.write(self._fd, b"\n" + line if self._torn else line)
+            except OSError as error:
+                print(f"not written: {happening.event}: {error}", file=sys.stderr)  # noqa: T201
+                return
+            self._torn = written < len(line)
+            self._bytes += written
 
 
 def now(event: Kind, **fields: object) -> Happening:

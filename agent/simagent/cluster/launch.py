@@ -123,10 +123,8 @@ def program(folder: PurePath) -> str:
 
 
 def _lay_asks(top: int, uid: int, gid: int) -> None:
-    try:
+    with suppress(FileExistsError):
         os.mkdir(ASKS, 0o700, dir_fd=top)
-    except FileExistsError:
-        return
     asks = os.open(ASKS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
     try:
         if os.geteuid() == 0:
