@@ -20,6 +20,7 @@ from simagent.worker.control import Control
 from simagent.worker.disk import is_no_space
 from simagent.worker.diskwatch import DiskWatch
 from simagent.worker.endings import Ending, StepLostError
+from simagent.worker.gathering import gather, scatter
 from simagent.worker.holding import Holding
 from simagent.worker.imaging import fetch_image
 from simagent.worker.journal import Journal
@@ -112,6 +113,7 @@ class AttemptRun:
         with self._companions():
             try:
                 ending = self._to_ending()
+                scatter(self._ctx, self._journal.entry)
                 if ending is not None:
                     self._finalize(ending)
             except Detached:
@@ -119,6 +121,7 @@ class AttemptRun:
             except LeaseLost as order:
                 self._telemetry.stop(0.0, final=False)
                 stop_leftovers(self._ctx, self._journal.folder)
+                scatter(self._ctx, self._journal.entry)
                 self._holding.abandon(order)
             except Exception:
                 # The next incarnation goes on; the count keeps that from happening for ever.
@@ -202,6 +205,11 @@ class AttemptRun:
     def _execute(self) -> Ending:
         try:
             fetch_image(self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline)
+            refused = gather(
+                self._ctx, self._spec, self._journal, self.orders, timeline=self._timeline
+            )
+            if refused is not None:
+                return refused
             if not self._journal.entry.prepared:
                 prepare(
                     self._ctx,

@@ -12,8 +12,9 @@ from simagent.domain.spec import Resources, Spec
 from simagent.ports.launcher import LaunchError, Launchers
 from simagent.ports.runtime import Runtime
 from simagent.worker.choice import CONTAINERS, NoRuntimeError, Refusal, choose
-from simagent.worker.cores import lay_out
 from simagent.worker.disk import free_bytes
+from simagent.worker.head import Head
+from simagent.worker.spanning import choose_hosts
 
 
 def refusal(
@@ -27,21 +28,30 @@ def refusal(
     min_free: int,
     tags: Collection[str] = (),
     gpus: Collection[str] = (),
+    mpi_slots: int | None = None,
+    head: Head | None = None,
 ) -> Refusal | None:
     """Tell why an agent of this machine would not run a task, None where it would.
 
     What lasts goes before what may pass. ``tags`` are the agent's; ``gpus`` is empty where it is
-    not known which the machine has.
+    not known which the machine has. ``head`` is that of the cluster which it leads.
     """
-    passing = None
+    passing, runtime = None, None
     try:
-        choose(spec, runtimes, allow_process=allow_process, preferred=preferred)
+        runtime = choose(spec, runtimes, allow_process=allow_process, preferred=preferred)
     except NoRuntimeError as error:
         if error.lasting:
             return Refusal(str(error), lasting=True)
         passing = str(error)
     lasting = too_small(spec.resources, folder, gpus) or _untagged(spec.require, tags)
     lasting = lasting or _unlaunchable(spec, launchers)
+    try:
+        if lasting is None:
+            choose_hosts(spec, head, slots=mpi_slots, runtime=runtime)
+    except NoRuntimeError as error:
+        if error.lasting:
+            lasting = str(error)
+        passing = passing or str(error)
     if lasting is not None:
         return Refusal(lasting, lasting=True)
     passing = passing or short_of_space(folder, min_free)
@@ -92,9 +102,6 @@ def _unlaunchable(spec: Spec, launchers: Launchers) -> str | None:
                 launchers.find(command.mpi.version)
         except LaunchError as error:
             return f"commands[{number}]: {error}"
-        trouble = lay_out(command.mpi, cpus=spec.resources.cpus).trouble
-        if trouble is not None:
-            return f"commands[{number}].{trouble}"
     return None
 
 

@@ -14,6 +14,7 @@ from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journal
 from simagent.worker.receive import Claim, tell_of_loss
 from simagent.worker.shares import Share, alone
+from simagent.worker.spanning import choose_hosts, on_hosts
 
 log = structlog.get_logger()
 
@@ -51,24 +52,24 @@ def claim(
     me = Holder(
         agent=identity.agent, incarnation=identity.incarnation, epoch=verdict.state.epoch + 1
     )
+    hosts = choose_hosts(verdict.spec, ctx.head, slots=ctx.settings.mpi_slots, runtime=runtime)
     attempt = _begun(ctx, verdict.state, me)
     ctx.journals.reserve.fill()
-    journal = ctx.journals.create(
-        Entry(
-            project=task.project,
-            task=task.id,
-            group=verdict.spec.group,
-            epoch=me.epoch,
-            agent=me.agent,
-            incarnation=me.incarnation,
-            boot_id=identity.boot_id,
-            receipt=receipt,
-            share=share or alone(verdict.spec.resources),
-            runtime=runtime,
-            max_log_bytes=ctx.settings.max_log_bytes,
-            attempt=attempt,
-        )
+    entry = Entry(
+        project=task.project,
+        task=task.id,
+        group=verdict.spec.group,
+        epoch=me.epoch,
+        agent=me.agent,
+        incarnation=me.incarnation,
+        boot_id=identity.boot_id,
+        receipt=receipt,
+        share=share or alone(verdict.spec.resources),
+        runtime=runtime,
+        max_log_bytes=ctx.settings.max_log_bytes,
+        attempt=attempt,
     )
+    journal = ctx.journals.create(on_hosts(entry, hosts, ctx.head))
     try:
         state = ctx.ledger.change(
             task, lambda s: mutations.claim(s, judged=judged, me=me, attempt=attempt)

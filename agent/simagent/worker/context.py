@@ -18,6 +18,7 @@ from simagent.worker.caretaker import ImageMarks
 from simagent.worker.choice import CONTAINERS
 from simagent.worker.control import LOCAL_LOOKS, Looks
 from simagent.worker.disk import free_bytes
+from simagent.worker.head import Head
 from simagent.worker.journal import Journals
 
 
@@ -53,6 +54,8 @@ class Settings:
     """The same for the slots that have a user of their own, from the first."""
     gpus: tuple[str, ...] = ()
     """The GPUs that tasks may have; none named: those that are found."""
+    mpi_slots: int | None = None
+    """Ranks that this machine takes; None: one for each core."""
     tags: tuple[str, ...] = ()
     """What tasks can require of an agent."""
     allow_root_images: bool = False
@@ -91,5 +94,7 @@ class Context:
     """Of each runtime that runs containers, by its name."""
     launchers: Launchers
     settings: Settings = field(default_factory=Settings)
+    head: Head | None = None
+    """Of the MPI cluster that the agent leads."""
     free_bytes: Callable[[Path], int] = free_bytes
     """Tells what is free on the disk of a folder."""

@@ -259,6 +259,13 @@ class Journals:
         os.utime(target)  # its age counts from now
         log.warning(Event.JOURNAL_SET_ASIDE, path=str(target), error=why)
 
+    def shared_aside(self) -> Iterator[str]:
+        """Yield the folders that hosts share of what was set aside."""
+        for folder in self._aside.iterdir() if self._aside.exists() else ():
+            with suppress(OSError, ValueError, RecursionError):
+                if (shared := _read(folder).shared) is not None:
+                    yield shared
+
     def expire(self, *, before: float) -> None:
         """Remove what was set aside before a Unix time."""
         if not self._aside.exists():

@@ -17,6 +17,7 @@ from simagent.worker.caretaker import Caretaker
 from simagent.worker.choice import Refusal
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
+from simagent.worker.gathering import remove_strays
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
 from simagent.worker.notify import Notifier
@@ -67,6 +68,9 @@ class Agent:
         self._order: Interrupted | None = None
         self._threads = Threads(self.wake)
         self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
+        if ctx.head is not None:
+            ctx.head.adopt(journal.entry for journal in self._unsettled)
+            remove_strays(ctx, self._unsettled)
         self._slots = Slots(ctx, self._threads, slots, self._unsettled, self._changed)
         self._line = Line(ctx.clock, ctx.times)
         self._judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
@@ -148,6 +152,8 @@ class Agent:
         if drain is not None:
             watch = partial(drain.watch, self._ctx.clock, self._ended, self.poke)
             self._threads.start("drain", watch)
+        if self._ctx.head is not None:
+            self._threads.start("head", partial(self._ctx.head.run, self._ended))
         if self._ctx.images:
             self._threads.start("caretaker", partial(_caretaker(self._ctx).run, self._ended))
         if self._heart is None:
@@ -177,7 +183,8 @@ class Agent:
                 return True
             self._wait(self._tick)
             return False
-        self._notifier.status(f"{self._slots.busy} of {self._slots.count} slots busy")
+        cluster = f"; {self._ctx.head.status}" if self._ctx.head is not None else ""
+        self._notifier.status(f"{self._slots.busy} of {self._slots.count} slots busy{cluster}")
         if self._only is not None:
             return self._take_only(self._only)
         if not (self._slots.free and self._line.hears):
@@ -297,6 +304,8 @@ class Agent:
             min_free=self._ctx.settings.min_free,
             tags=self._ctx.settings.tags,
             gpus=self._slots.machine.gpus,
+            mpi_slots=self._ctx.settings.mpi_slots,
+            head=self._ctx.head,
         )
         if found is None and (lack := self._slots.lacks(spec)) is not None:
             return Refusal(lack, room=True)

@@ -16,6 +16,7 @@ from simagent.ports.store import NotFoundError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.claim import settle_intent
 from simagent.worker.context import Context
+from simagent.worker.gathering import scatter
 from simagent.worker.journal import Journal, steps_folder
 from simagent.worker.laying import forget_checkpoints
 
@@ -44,6 +45,7 @@ def recover(ctx: Context, journal: Journal) -> tuple[State, Spec] | None:
         _clean_up(ctx, journal)
     except (CorruptError, TooNewError) as error:
         stop_leftovers(ctx, journal.folder)
+        scatter(ctx, entry)
         ctx.journals.set_aside(journal.folder, str(error))
     return None
 
@@ -52,6 +54,7 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
     """Deal with an attempt that is no longer, or never was, this agent's."""
     entry = journal.entry
     stop_leftovers(ctx, journal.folder)
+    scatter(ctx, entry)
     try:
         state = ctx.ledger.state(entry.keys)
     except NotFoundError:
