@@ -1,6 +1,8 @@
 """Downloads: by several ranges at a time, in bounded memory, gone on with after an interruption."""
 
+import hashlib
 import io
+import json
 import os
 import threading
 import tracemalloc
@@ -143,6 +145,75 @@ def test_an_interrupted_download_is_gone_on_with(root: Path, target: Path, layou
     assert store.given < LARGE - 39 * MEGABYTE
     assert told["kept"] > 39 * MEGABYTE
     assert told["came"] + told["kept"] == LARGE + 1
+
+
+@both
+def test_a_gap_before_what_came_is_fetched(root: Path, target: Path, layout: Layout) -> None:
+    """Pieces are written in the order in which they come, and one may never have."""
+
+    class Slow(Watched):
+        """Its fourth piece does not come, and fails after a later one came."""
+
+        dead = False
+
+        @contextmanager
+        def open(
+            self, key: str, *, start: int = 0, length: int | None = None
+        ) -> Iterator[BinaryIO]:
+            if self.dead and (length or 0) > MEGABYTE and 22 * MEGABYTE < start < 32 * MEGABYTE:
+                later.wait(30)
+                raise StoreUnavailableError("the line is dead")
+            with super().open(key, start=start, length=length) as stream:
+                yield stream
+            if start > 32 * MEGABYTE:
+                later.set()
+
+    later = threading.Event()
+    store = Slow()
+    (root / "big").write_bytes(os.urandom(LARGE))
+    output = publish(store, root, layout)
+    store.dead = True
+    with pytest.raises(StoreUnavailableError):
+        download(store, output, ["**"], Place(target))
+    store.dead, kept = False, list[int]()
+    download(store, output, ["**"], Place(target), on_kept=kept.append)
+    assert sum(kept) == 24 * MEGABYTE
+    assert (target / "big").read_bytes() == (root / "big").read_bytes()
+
+
+def test_what_was_deflated_is_gone_on_with(root: Path, target: Path) -> None:
+    store = Watched()
+    lines = b"".join(b"%d,%f\n" % (number, number**0.5) for number in range(2_000_000))
+    (root / "big.csv").write_bytes(lines)
+    output = publish(store, root, "archive")
+    packed = store.head(output.archive).size
+    assert packed < len(lines) / 2
+    store.limit = packed // 2
+    with pytest.raises(StoreUnavailableError):
+        download(store, output, ["**"], Place(target))
+    store.given, store.limit = 0, None
+    download(store, output, ["**"], Place(target))
+    assert store.given < 0.8 * packed
+    assert (target / "big.csv").read_bytes() == lines
+
+
+@pytest.mark.parametrize("how", ["untold", "of other pieces"])
+def test_a_large_member_whose_pieces_are_not_told_comes_whole(
+    root: Path, target: Path, how: str
+) -> None:
+    store = Watched()
+    (root / "big").write_bytes(os.urandom(20 * MEGABYTE))
+    output = publish(store, root, "archive")
+    manifest = json.loads(store.get(output.manifest).data)
+    cuts = manifest["files"][0].pop("cuts")
+    if how == "of other pieces":
+        manifest["files"][0]["cuts"] = [cuts[0], cuts[-1]]
+    data = json.dumps(manifest).encode()
+    store.put(output.manifest, data)
+    told = {"manifest_sha256": hashlib.sha256(data).hexdigest()}
+    output = output.model_copy(update=told)
+    download(store, output, ["**"], Place(target))
+    assert (target / "big").read_bytes() == (root / "big").read_bytes()
 
 
 @both

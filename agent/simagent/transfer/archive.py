@@ -29,6 +29,7 @@ from simagent.transfer.batch import (
     why_unread,
 )
 from simagent.transfer.helpers import Helpers
+from simagent.transfer.manifest import PIECE
 from simagent.transfer.manners import Manners
 from simagent.transfer.tree import Tree
 from simagent.transfer.zipformat import (
@@ -88,6 +89,7 @@ class _Open:
         self.crc = 0
         self.packed = 0
         self.read = 0
+        self.cuts: list[int] = []
 
     def block(self, offset: int) -> _Block:
         """Read and deflate the block at an offset. Any thread may do so."""
@@ -232,6 +234,8 @@ class Archive:
             opened.crc = isal_zlib.crc32(block.raw, opened.crc)
             opened.read += len(block.raw)
             opened.packed += len(block.packed)
+            if offset % PIECE == 0:
+                opened.cuts.append(self.size)
             yield block.packed
         if offset + BLOCK >= opened.expected:
             yield self._end_file(opened)
@@ -249,6 +253,7 @@ class Archive:
             packed=opened.packed + len(_STREAM_END),
             size=opened.read,
             sha256=opened.hash.hexdigest(),
+            cuts=(*opened.cuts, self.size) if len(opened.cuts) > 1 else (),
         )
         self.entries.append(entry)
         self._headers.append(central_header(encode(entry.path), entry))

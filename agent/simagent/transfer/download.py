@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +15,15 @@ from simagent.ports.store import Store
 from simagent.transfer.ahead import Job, in_order
 from simagent.transfer.errors import OutputChangedError
 from simagent.transfer.globs import Globs
-from simagent.transfer.laying import Extent, Laying, Told
-from simagent.transfer.manifest import File, Manifest, ManifestError
+from simagent.transfer.laying import Laying, Told
+from simagent.transfer.manifest import PIECE, File, Manifest, ManifestError
+from simagent.transfer.pieces import packed, single
 from simagent.transfer.ranges import THREADS, ExtentReader, Range, RangeReader, read_range
 from simagent.transfer.tree import Tree
 from simagent.transfer.unpack import ends, inflate, plain, plain_path, plain_target
 from simagent.transfer.zipformat import Entry
 from simagent.transfer.zipread import Directory, ZipError, read_directory
 
-_SMALL = 8 << 20
-_LARGE = 64 << 20
-"""Packed bytes of a member whose download can be gone on with: until it is unpacked it takes room
-twice. Smaller ones begin anew."""
 _MAX_MEMBERS = 100_000_000
 _MAX_DIRECTORY = 16 << 30
 
@@ -189,7 +186,7 @@ class _Getting:
         extents = [
             (entry.offset, limits[entry.offset])
             for entry in wanted
-            if not (entry.offset in there or entry.is_folder or _is_large(entry))
+            if not (entry.offset in there or entry.is_folder or _in_pieces(entry, known))
         ]
         with io.BufferedReader(ExtentReader(store, key, extents, self.retry)) as reader:
             archive = cast(BinaryIO, reader)
@@ -214,12 +211,11 @@ class _Getting:
         if known is None:
             raise OutputChangedError(f"{entry.path!r} is not in the manifest")
         path = self.place.beneath(plain_path(entry))
-        if not _is_large(entry):
+        if known.in_pieces:
+            pieces = packed(self.store, self.output.archive, known)
+            self.laying.fetch(path, known, pieces, self.retry)
+        else:
             self.laying.write(path, known, inflate(archive, entry, end))
-            return
-        extent = Extent(self.store, self.output.archive, entry.offset, end)
-        moved, size = entry._replace(offset=0), end - entry.offset
-        self.laying.fetch(path, known, extent, self.retry, lambda file: inflate(file, moved, size))
 
     def files(self, globs: Globs) -> Iterator[Path]:
         """Lay what are single objects."""
@@ -229,14 +225,14 @@ class _Getting:
             self.tree.folder(beneath(path), make=True)
         wanted = [file for file in self.manifest.files if globs.match(plain(file.path))]
         missing = [file for file in wanted if not self.laying.is_there(beneath(file.path), file)]
-        small = [file for file in missing if file.size <= _SMALL]
+        small = [file for file in missing if file.size <= PIECE]
         with closing(self._contents(small)) as contents:
             for file, data in zip(small, contents, strict=True):
                 self.laying.write(beneath(file.path), file, [data])
         for file in missing:
-            if file.size > _SMALL:
-                extent = Extent(self.store, object_key(self.output, file), 0, file.size)
-                self.laying.fetch(beneath(file.path), file, extent, self.retry)
+            if file.size > PIECE:
+                pieces = single(self.store, object_key(self.output, file), file)
+                self.laying.fetch(beneath(file.path), file, pieces, self.retry)
         links = [link for link in self.manifest.links if globs.match(plain(link.path))]
         self.links = [(link.path, link.target) for link in links]
         for path in (*folders, *(file.path for file in wanted)):
@@ -265,5 +261,6 @@ def object_key(output: Output, file: File) -> str:
     return output.folder.removesuffix("output/") + (file.key or f"output/{file.path}")
 
 
-def _is_large(entry: Entry) -> bool:
-    return entry.packed >= _LARGE and not entry.is_link
+def _in_pieces(entry: Entry, known: Mapping[str, File]) -> bool:
+    file = None if entry.is_link else known.get(entry.path)
+    return file is not None and file.in_pieces

@@ -7,14 +7,15 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from simagent.ports.retry import Retry
-from simagent.ports.store import Store
+from simagent.transfer.ahead import Job, in_order
 from simagent.transfer.batch import open_file
 from simagent.transfer.errors import OutputChangedError
-from simagent.transfer.manifest import File
-from simagent.transfer.ranges import read_range
+from simagent.transfer.manifest import PIECE, File
+from simagent.transfer.pieces import Pieces
+from simagent.transfer.ranges import THREADS
 from simagent.transfer.tree import Tree
 from simagent.transfer.unpack import write_all
 from simagent.transfer.zipread import ZipError
@@ -28,18 +29,6 @@ class Told(NamedTuple):
 
     progress: Callable[[int], None]
     kept: Callable[[int], None]
-
-
-class Extent(NamedTuple):
-    """The bytes of an object from ``start`` to before ``end``."""
-
-    store: Store
-    key: str
-    start: int
-    end: int
-
-
-Unpack = Callable[[BinaryIO], Iterable[bytes]]
 
 
 class Laying:
@@ -76,9 +65,7 @@ class Laying:
         self._told.kept(known.size)
         return True
 
-    def write(
-        self, path: str, known: File, pieces: Iterable[bytes | bytearray], *, tell: bool = True
-    ) -> None:
+    def write(self, path: str, known: File, pieces: Iterable[bytes | bytearray]) -> None:
         """Make a file of its contents."""
         name = f".simagent-{secrets.token_hex(8)}.part"
         file = self._tree.create(_beside(path, name), 0o600)
@@ -88,8 +75,7 @@ class Laying:
                 for piece in pieces:
                     checksum.update(piece)
                     write_all(file, piece)
-                    if tell:
-                        self._told.progress(len(piece))
+                    self._told.progress(len(piece))
                 _check(known, checksum.hexdigest())
                 _finish(file, known)
             finally:
@@ -99,28 +85,16 @@ class Laying:
             self._remove(_beside(path, name))
             raise
 
-    def fetch(
-        self, path: str, known: File, extent: Extent, retry: Retry, unpack: Unpack | None = None
-    ) -> None:
-        """Make a large file of an extent; go on where an earlier try was interrupted.
-
-        Its contents are the extent's own, or what ``unpack`` makes of it: that takes the room of
-        both for a while.
-        """
+    def fetch(self, path: str, known: File, pieces: Pieces, retry: Retry) -> None:
+        """Make a large file of its pieces; go on where an earlier try was interrupted."""
         with self._part(path) as (part, name):
             for last in (False, True):
                 had = os.fstat(part).st_size
                 try:
-                    checksum = _checksum(part) if unpack is None else None
-                    self._append(part, known, extent, retry, checksum)
-                    if checksum is not None:
-                        _check(known, checksum.hexdigest())
-                        _finish(part, known)
-                        self._rename(path, name)
-                    elif unpack is not None:
-                        with os.fdopen(os.dup(part), "rb") as file:
-                            self.write(path, known, unpack(file), tell=False)
-                        self._remove(_beside(path, name))
+                    checksum = self._fill(part, known, pieces, retry)
+                    _check(known, checksum.hexdigest())
+                    _finish(part, known)
+                    self._rename(path, name)
                     return
                 except (ZipError, OutputChangedError):
                     if last or not had:
@@ -128,26 +102,29 @@ class Laying:
                         raise
                     os.ftruncate(part, 0)  # what was there already may be what is wrong
 
-    def _append(
-        self,
-        part: int,
-        known: File,
-        extent: Extent,
-        retry: Retry,
-        checksum: "hashlib._Hash | None",
-    ) -> None:
-        """Fetch what is missing of an extent, into the checksum, too."""
-        at = os.lseek(part, 0, os.SEEK_END)
-        size = extent.end - extent.start
-        self._told.kept(known.size * at // size)
-        start = extent.start + at
-        with closing(read_range(extent.store, extent.key, start, extent.end, retry)) as pieces:
-            for piece in pieces:
-                write_all(part, piece)
-                if checksum is not None:
-                    checksum.update(piece)
-                before, at = at, at + len(piece)
-                self._told.progress(known.size * at // size - known.size * before // size)
+    def _fill(self, part: int, known: File, pieces: Pieces, retry: Retry) -> "hashlib._Hash":
+        """Fetch what is missing of a file; give the checksum of all of it."""
+        at = _begun(part, known.size)
+        checksum = _checksum(part)
+        self._told.kept(at)
+
+        def written(number: int) -> Job[bytes | bytearray]:
+            piece = pieces(number)
+
+            def write() -> bytes | bytearray:
+                data = piece.call()
+                _write_at(part, data, number * PIECE)
+                return data
+
+            return Job(write, piece.size)
+
+        jobs = map(written, range(at // PIECE, -(-known.size // PIECE)))
+        # Written on the threads that fetch: one alone cannot write as fast as they all fetch.
+        with closing(in_order(jobs, threads=THREADS, retry=retry)) as done:
+            for data in done:
+                checksum.update(data)
+                self._told.progress(len(data))
+        return checksum
 
     @contextmanager
     def _part(self, path: str) -> Iterator[tuple[int, str]]:
@@ -189,6 +166,25 @@ def _open_part(folder: int, name: str) -> int:
     os.close(file)
     os.unlink(name, dir_fd=folder)
     return os.open(name, _PART | os.O_EXCL, 0o600, dir_fd=folder)
+
+
+def _begun(part: int, size: int) -> int:
+    """Cut a part to the whole pieces that it has from its start on, and tell how long it is.
+
+    Pieces are written as they come. What has not come before later ones did is a hole; where the
+    file system does not tell of holes, the checksum will.
+    """
+    had = os.fstat(part).st_size
+    whole = min(os.lseek(part, 0, os.SEEK_HOLE) if had else 0, size) // PIECE * PIECE
+    os.ftruncate(part, whole)
+    return whole
+
+
+def _write_at(file: int, data: bytes | bytearray, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(file, view, at)
+        view, at = view[count:], at + count
 
 
 def _beside(path: str, name: str) -> str:

@@ -1,10 +1,13 @@
 """The manifest: what an attempt's outputs are, with their checksums. Written last."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 FORMAT = 1
+PIECE = 8 << 20
+"""Bytes of a piece: a large file comes back in pieces, several at a time. The last is shorter."""
 
 
 class ManifestError(ValueError):
@@ -15,7 +18,9 @@ class ManifestError(ValueError):
 class File:
     """A file: ``size`` in bytes, ``mode`` its permission bits, ``mtime`` Unix time in ns.
 
-    ``key`` is its object's, relative to the manifest's, where outputs are single files.
+    ``key`` is its object's, relative to the manifest's, where outputs are single files. ``cuts``
+    tell where in an archive each `PIECE` of it begins, and the last one ends: each can be inflated
+    without the others.
     """
 
     path: str
@@ -24,6 +29,12 @@ class File:
     mtime: int
     sha256: str
     key: str = ""
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether ``cuts`` tell of all of it."""
+        return len(self.cuts) > 1 and len(self.cuts) - 1 == -(-self.size // PIECE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +88,7 @@ class Manifest:
                 raise ManifestError(f"it has format {loaded['format']}, newer than {FORMAT}")
             return cls(
                 epoch=loaded["epoch"],
-                files=tuple(
-                    File(f["path"], f["size"], f["mode"], f["mtime"], f["sha256"], f.get("key", ""))
-                    for f in loaded["files"]
-                ),
+                files=tuple(map(_file, loaded["files"])),
                 links=tuple(Link(link["path"], link.get("target", "")) for link in loaded["links"]),
                 folders=tuple(loaded["folders"]),
                 skipped=tuple(Skipped(s["path"], s["why"]) for s in loaded["skipped"]),
@@ -93,14 +101,26 @@ class Manifest:
             raise ManifestError(str(error)) from error
 
 
+def _file(found: Mapping[str, Any]) -> File:
+    return File(
+        found["path"],
+        found["size"],
+        found["mode"],
+        found["mtime"],
+        found["sha256"],
+        found.get("key", ""),
+        tuple(found.get("cuts", ())),
+    )
+
+
 def _archive(found: Any) -> ArchiveRef | None:
     return None if found is None else ArchiveRef(found["size"], found["sha256"])
 
 
 def _plain(item: Any) -> dict[str, object]:
     values = {field.name: getattr(item, field.name) for field in fields(item)}
-    # Only where outputs are single files: it would be in the way a million times.
-    return {name: value for name, value in values.items() if value != "" or name not in _FEW}
+    # Only where there is one: it would be in the way a million times.
+    return {name: value for name, value in values.items() if value or name not in _FEW}
 
 
-_FEW = frozenset({"key", "target"})
+_FEW = frozenset({"key", "target", "cuts"})

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -207,7 +207,8 @@ def _manifest(archive: Archive, skipped: list[Skipped], epoch: int) -> Manifest:
             links.append(Link(entry.path))
         else:
             mode = entry.mode & 0o7777
-            files.append(File(entry.path, entry.size, mode, entry.mtime_ns, entry.sha256))
+            file = File(entry.path, entry.size, mode, entry.mtime_ns, entry.sha256)
+            files.append(replace(file, cuts=entry.cuts) if entry.cuts else file)
     return Manifest(
         epoch=epoch,
         files=tuple(files),

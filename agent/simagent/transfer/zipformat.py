@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
     ``mode`` is a whole st_mode (0: unknown), ``packed`` and ``size`` are in bytes before and
     after inflating, ``offset`` is where the local header begins. ``sha256`` is of the contents,
-    where they were packed here.
+    where they were packed here, and ``cuts`` are as `simagent.transfer.manifest.File` has them.
     """
 
     path: str
@@ -48,6 +48,7 @@ class Entry(NamedTuple):
     offset: int
     sha256: str = ""
     unix: bool = True
+    cuts: tuple[int, ...] = ()
 
     @property
     def is_folder(self) -> bool:
