@@ -150,6 +150,15 @@ def test_what_was_laid_is_kept_when_an_agent_starts_anew(laid: Path) -> None:
     assert (laid / "enter").stat().st_mode & 0o777 == 0o755
 
 
+def test_files_of_the_launcher_lie_beside_the_script(tmp_path: Path) -> None:
+    for text in ("10.0.0.1 slots=2\n", "10.0.0.1 slots=3\n"):
+        files = {"hosts.openmpi": text}
+        lay(tmp_path / "launch", uid=os.getuid(), gid=os.getgid(), files=files)
+        path = tmp_path / "launch" / "hosts.openmpi"
+        assert path.read_text() == text
+        assert path.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_folder_that_was_replaced_by_a_link_is_not_used(laid: Path, tmp_path: Path) -> None:
     (laid / "asks").rmdir()
     (laid / "asks").symlink_to(tmp_path)

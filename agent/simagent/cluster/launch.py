@@ -12,6 +12,7 @@ is the end of the broker.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -92,10 +93,11 @@ exit "$code"
 PATIENCE = 30
 
 
-def lay(folder: Path, *, uid: int, gid: int) -> None:
-    """Make ``folder`` for the steps of the user ``uid``; what is there already is kept.
+def lay(folder: Path, *, uid: int, gid: int, files: Mapping[str, str] | None = None) -> None:
+    """Make ``folder`` for the steps of the user ``uid``, with the files of a launcher, by names.
 
-    Its parent must not be writable for that user. Raises OSError.
+    Asks that are there already are kept. Its parent must not be writable for that user. Raises
+    OSError.
     """
     folder.mkdir(mode=0o755, exist_ok=True)
     top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -105,14 +107,9 @@ def lay(folder: Path, *, uid: int, gid: int) -> None:
         with suppress(FileExistsError):
             os.mkfifo(BELL, 0o600, dir_fd=top)
         os.chmod(BELL, 0o622, dir_fd=top)  # noqa: S103 - anybody may ring
-        part = f"{SCRIPT}.part"
-        with suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=top)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(part, flags, 0o600, dir_fd=top), "w", encoding="ascii") as file:
-            file.write(_TEXT.replace("@PATIENCE@", str(PATIENCE)))
-            os.fchmod(file.fileno(), 0o755)
-        os.rename(part, SCRIPT, src_dir_fd=top, dst_dir_fd=top)
+        for name, text in (files or {}).items():
+            _write(top, name, text, 0o644)
+        _write(top, SCRIPT, _TEXT.replace("@PATIENCE@", str(PATIENCE)), 0o755)
     finally:
         os.close(top)
 
@@ -131,3 +128,14 @@ def _lay_asks(top: int, uid: int, gid: int) -> None:
             os.fchown(asks, uid, gid)
     finally:
         os.close(asks)
+
+
+def _write(top: int, name: str, text: str, mode: int) -> None:
+    part = f"{name}.part"
+    with suppress(FileNotFoundError):
+        os.unlink(part, dir_fd=top)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(part, flags, 0o600, dir_fd=top), "w", encoding="utf-8") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), mode)
+    os.rename(part, name, src_dir_fd=top, dst_dir_fd=top)
