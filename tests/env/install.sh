@@ -23,6 +23,9 @@ need mmdebstrap mmdebstrap
 need mksquashfs squashfs-tools
 need squashfuse squashfuse # without them each start of an Apptainer image unpacks all of it
 need fusermount3 fuse3
+need mpirun.openmpi openmpi-bin # hosts of ranks are network namespaces:
+need ip iproute2
+need hostname hostname
 docker compose version >/dev/null 2>&1 || need docker-compose docker-compose
 need newuidmap uidmap
 [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1 || needed+=(busybox-static)

@@ -33,6 +33,7 @@ _NAMES_HOSTS: Final = re.compile(
     r"-{1,2}(f|H|hosts?|hostfile|machinefile|machine-file|default-hostfile|configfile)(=.*)?"
 )
 _AT_A_TIME: Final = 128
+_LIST: Final = "OMPI_MCA_mca_base_env_list"
 
 
 class InsideLauncher:
@@ -61,14 +62,17 @@ class InsideLauncher:
         check_span(ranks)
         bind = binding(ranks)
         bound = () if bind is None else ("--bind-to", bind)
-        return ("mpirun", "-np", str(check_np(ranks.np)), *bound, *ranks.args)
+        named = [word for name in ranks.env for word in ("-x", name)] if _names(ranks) else []
+        return ("mpirun", "-np", str(check_np(ranks.np)), *named, *bound, *ranks.args)
 
     def environment(self, ranks: Ranks) -> dict[str, str]:
         """Give the variables that `mpirun` has to see beside the step's own."""
         return (
             _ENVIRONMENT
             | (_OVERSUBSCRIBE if ranks.oversubscribe else {})
-            | (_spanning(ranks.span, ranks.env) if ranks.span is not None else {})
+            | (_spanning(ranks.span) if ranks.span is not None else {})
+            # What Open MPI hands on to the ranks of other hosts; Hydra hands on all.
+            | ({} if not ranks.span or _names(ranks) else {_LIST: ";".join(ranks.env)})
         )
 
     def files(self, ranks: Ranks) -> Mapping[str, str]:
@@ -86,7 +90,12 @@ class InsideLauncher:
                 )
 
 
-def _spanning(span: Span, names: tuple[str, ...]) -> dict[str, str]:
+def _names(ranks: Ranks) -> bool:
+    """Tell whether variables are named by options, as only Open MPI has it: both it refuses."""
+    return ranks.span is not None and any(word in ("-x", "--x") for word in ranks.args)
+
+
+def _spanning(span: Span) -> dict[str, str]:
     """Say the hosts to all that `mpirun` may be; what each says twice, it says in two versions."""
     most = str(max(_AT_A_TIME, len(span.hosts)))
     said = {
@@ -104,8 +113,6 @@ def _spanning(span: Span, names: tuple[str, ...]) -> dict[str, str]:
         "PRTE_MCA_plm_ssh_agent": span.agent,
         "PRTE_MCA_plm_ssh_no_tree_spawn": "1",
         "PRTE_MCA_plm_ssh_num_concurrent": most,
-        # What Open MPI hands on to the ranks of other hosts; Hydra hands on all.
-        "OMPI_MCA_mca_base_env_list": ";".join(names),
     }
     if span.network is not None:
         said |= dict.fromkeys(

@@ -70,7 +70,7 @@ class Ranks:
 GUARD_CODE: Final = 93
 """What a guarded command exits with where it did not start the ranks."""
 
-_GUARD_SAYS: Final = re.compile(r"^simagent: (mpi_[a-z]+): (.+)$", re.MULTILINE)
+_GUARD_SAYS: Final = re.compile(r"^simagent: (mpi_mismatch|mpi_unavailable): (.+)$", re.MULTILINE)
 
 
 def guard_said(stderr: str) -> tuple[Reason, str] | None:
@@ -79,12 +79,7 @@ def guard_said(stderr: str) -> tuple[Reason, str] | None:
     None where what it wrote last does not tell: then it is the program's own exit code.
     """
     said = list(_GUARD_SAYS.finditer(stderr))
-    if not said:
-        return None
-    try:
-        return Reason(said[-1][1]), said[-1][2]
-    except ValueError:
-        return None
+    return (Reason(said[-1][1]), said[-1][2]) if said else None
 
 
 class Launcher(Protocol):
