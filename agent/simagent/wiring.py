@@ -237,6 +237,7 @@ def _membership(config: Config) -> "Membership":
 
 def open_context(config: Config) -> "Context":
     """Make all that the agent works with."""
+    from simagent.wiring_head import open_head
     from simagent.worker.context import Context
     from simagent.worker.identity import identify
     from simagent.worker.journal import Journals
@@ -246,12 +247,16 @@ def open_context(config: Config) -> "Context":
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
     journals = Journals(config.state_dir)
     existing = not journals.empty
+    clock = SystemClock()
+    store = open_store(config, existing=existing, prove=True, told=_tell_of_store)
+    # What it renews was claimed there.
+    lease_ledger = Ledger(open_store(config, existing=True, lease=True))
     return Context(
-        ledger=Ledger(open_store(config, existing=existing, prove=True, told=_tell_of_store)),
-        # What it renews was claimed there.
-        lease_ledger=Ledger(open_store(config, existing=True, lease=True)),
+        ledger=Ledger(store),
+        lease_ledger=lease_ledger,
+        head=open_head(config, identity, Ledger(lease_ledger.store), clock),
         queue=open_queue(config, config.group, prove=not existing),
-        clock=SystemClock(),
+        clock=clock,
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits}),
         journals=journals,
@@ -295,6 +300,7 @@ def _settings(config: Config) -> "Settings":
         marks=ImageMarks(high=config.images_high / 100, low=config.images_low / 100),
         slot_users=slot_users(config.task_uid, config.slots),
         gpus=config.gpus,
+        mpi_slots=config.mpi.slots,
         tags=config.tags,
     )
 

@@ -45,7 +45,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "config_mpi": frozenset(),
     "config_urls": frozenset(),
     "engines": BASE | {"queues", "stores", "config"},
-    "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines"},
+    "wiring_head": CORE | {"worker", "config"},
+    "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines", "wiring_head"},
     "api": CORE | {"client", "config", "wiring"},
     "cli": CORE | {"worker", "client", "config", "engines", "wiring", "api"}
     | {"mpi_probe"},
