@@ -284,6 +284,17 @@ def test_a_host_that_does_not_end_its_ranks_is_lost(lab: Lab) -> None:
     assert lab.until("lost").why == "it did not end its ranks within 0.5 s"
 
 
+def test_a_daemon_that_sees_itself_that_mpirun_is_gone_is_let_be(lab: Lab) -> None:
+    lab.plan()
+    lab.start()
+    call = lab.mpirun("10.0.0.2", f"while [ ! -e {lab.root}/gone ]; do sleep 0.05; done; exit 6")
+    lab.until("entered")
+    call.kill()
+    (lab.root / "gone").touch()
+    assert lab.until("exited").code == 6
+    assert lab.member.told_to_leave == []
+
+
 def test_when_mpirun_goes_away_the_hosts_are_left(lab: Lab) -> None:
     lab.plan()
     lab.start()
@@ -433,6 +444,12 @@ def test_who_asks_waits_no_longer_than_wanted(lab: Lab) -> None:
     wake = Wake()
     threading.Timer(0.2, wake.set).start()
     assert ask(relay_to(lab.member.path), slow, timeout=600.0, wake=wake, pace=QUICK) is None
+
+
+def test_a_host_whose_agent_does_not_run_is_lost(lab: Lab) -> None:
+    lab.member.close()
+    with pytest.raises(HostLostError, match="its agent does not answer: Connection refused"):
+        ask(relay_to(lab.member.path, again=0.6), CHECK, timeout=10.0)
 
 
 def test_a_program_that_is_not_there_is_a_lost_host(tmp_path: Path) -> None:

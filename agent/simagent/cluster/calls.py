@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from simagent.cluster.connection import PACE, Connection, HostLostError, HostRefusedError, Pace
 from simagent.cluster.messages import Check, Checked, Fetch, Fetched, Refused
+from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
 
 __all__ = ["HostLostError", "HostRefusedError", "ask"]
@@ -31,6 +32,8 @@ def ask(
             match event:
                 case Checked() | Fetched():
                     return event
+                case Refused() if event.reason == Reason.MPI_HOST_LOST:
+                    raise HostLostError(event.why)
                 case Refused():
                     raise HostRefusedError(event.reason, event.why)
                 case None if time.monotonic() < until:

@@ -11,13 +11,16 @@ from simagent.cluster.connection import PACE, Connection, HostLostError, HostRef
 from simagent.cluster.happenings import Happening, now
 from simagent.cluster.messages import Enter, Exited, Refused, Sampled, Started
 from simagent.domain.reasons import Reason
-from simagent.ports.clock import SystemClock, Wake
+from simagent.ports.clock import SystemClock, Waitable, Wake
 
 LEAVE_LIMIT: Final = 20.0
 """Seconds; who stops the broker gives it a few more before SIGKILL."""
 
 _MOST_GRACE = 5.0
 """Seconds for what is left on a host; the step itself had its own before."""
+
+_OWN_END = 2.0
+"""Seconds for a daemon to end by itself when its `mpirun` has: it clears up after itself then."""
 
 _READER_LIMIT, _READER_PAUSE = 10.0, 0.01
 _NOT_DONE = 255
@@ -59,6 +62,7 @@ class Door:
         self._limit = limit
         self._wake = Wake()
         self._until: float | None = None
+        self._alone_at: float | None = None
         self._started = False
         self._thread = threading.Thread(target=self._run, name=f"door {peer.name}", daemon=True)
         self._thread.start()
@@ -86,22 +90,21 @@ class Door:
         except HostRefusedError as error:
             code, message = _NOT_DONE, f"refused: {error}"
             self._happened("refused", why=str(error), reason=error.reason)
+        except Exception as error:  # noqa: BLE001 - no host may be left without an end
+            code, message = _NOT_DONE, f"lost: the broker failed: {error!r}"
+            self._happened("lost", why=f"the broker failed: {error!r}")
         self._reply.say(f"{code} {message}")
         self._reply.close()
 
     def _enter(self) -> tuple[int, str]:
         """Give the exit code, and what to say with it. Raises as `Connection.next`."""
         with Connection(self._peer.ssh, self._request, self._pace) as connection:
-            asked = self._await_reader()
-            if not asked:
-                self._wake.set()
-            self._reply.say("taken")
+            if self._await_reader():
+                self._reply.say("taken")
+            else:
+                self._alone_at = time.monotonic()
             while True:
-                watched = [self._wake] if self._until is None else []
-                if asked and self._until is None:
-                    watched.append(self._reply)  # type: ignore[arg-type]
-                left = None if self._until is None else self._until - time.monotonic()
-                event = connection.next(None if left is None else max(0.0, left), *watched)
+                event = connection.next(self._left(), *self._watched())
                 match event:
                     case Exited():
                         return self._exited(event)
@@ -114,12 +117,29 @@ class Door:
                         self._happened("entered")
                     case Sampled():
                         self._happened("sampled", sample=event.sample)
-                    case None if self._until is None:
-                        # Told to, or mpirun went away: it has ended, or was killed.
-                        self._until = time.monotonic() + self._limit
-                        connection.leave(min(self._request.grace, _MOST_GRACE))
-                    case None:
+                    case None if self._until is not None:
                         raise HostLostError(f"it did not end its ranks within {self._limit:g} s")
+                    case None:
+                        self._part(connection)
+
+    def _watched(self) -> tuple[Waitable, ...]:
+        if self._until is not None:
+            return ()
+        return (self._wake,) if self._alone_at is not None else (self._wake, self._reply)
+
+    def _left(self) -> float | None:
+        """Give the seconds until something is due that nobody says."""
+        due = self._alone_at if self._until is None else self._until
+        return None if due is None else max(0.0, due - time.monotonic())
+
+    def _part(self, connection: Connection) -> None:
+        """Leave the host: told to, or as mpirun went away, and its daemon did not see that."""
+        now_ = time.monotonic()
+        if SystemClock().wait(0, self._wake) or (self._alone_at or now_ + 1) <= now_:
+            self._until = now_ + self._limit
+            connection.leave(min(self._request.grace, _MOST_GRACE))
+        elif self._alone_at is None:
+            self._alone_at = now_ + _OWN_END
 
     def _await_reader(self) -> bool:
         """Open the way back to the script; False where nobody is there to read."""

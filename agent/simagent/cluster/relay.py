@@ -3,8 +3,8 @@
 Run as ``python -I -S relay.py SOCKET BEAT SILENT AGAIN``, with the standard library only. It passes
 lines on, both ways, and each BEAT seconds sends the head a `Beat` of its own. When the member agent
 goes away it connects anew for AGAIN seconds, and says the first line again, and `Leave` if the head
-had said so. When the head says nothing for SILENT seconds, or closes, it ends, which the agent
-sees: the connection closes without a `Leave`.
+had said so; for a third of that, where there was none to begin with. When the head says nothing for
+SILENT seconds, or closes, it ends, which the agent sees: the connection closes without a `Leave`.
 """
 
 import contextlib
@@ -66,6 +66,7 @@ class Relay:
         self._alone_since: float | None = now
         self._first = b""
         self._leave = b""
+        self._met = False
         self._ended = False
         self._agent: socket.socket | None = None
         self._from_head, self._from_agent = Lines(), Lines()
@@ -150,7 +151,7 @@ class Relay:
         self._try_at = now + _PAUSE
         if self._alone_since is None:
             self._alone_since = now
-        elif now - self._alone_since > self._again:
+        elif now - self._alone_since > (self._again if self._met else self._again / 3):
             refusal = {"event": "refused", "reason": "mpi_host_lost", "why": why}
             self._to_head += json.dumps(refusal).encode() + b"\n"
             self._ended = True
@@ -172,6 +173,7 @@ class Relay:
             self._part()
         for line in self._from_agent.add(data):
             self._alone_since = None
+            self._met = True
             self._to_head += line
             if kind(line, "event") in _FINAL:
                 self._ended = True
