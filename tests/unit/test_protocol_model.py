@@ -41,7 +41,8 @@ from fakes.world import TASKS, World
 from simagent.domain import mutations
 from simagent.domain.keys import TaskKeys
 from simagent.domain.state import HELD, Attempt, Holder, Judged, State, Status
-from simagent.worker.receive import Sign, Suspects
+from simagent.worker.receive import Suspects
+from simagent.worker.silence import Sign
 from simagent.worker.sweep import Sweeper
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
