@@ -295,6 +295,17 @@ def test_a_daemon_that_sees_itself_that_mpirun_is_gone_is_let_be(lab: Lab) -> No
     assert lab.member.told_to_leave == []
 
 
+def test_a_signal_for_the_ranks_does_not_cut_the_way_to_a_host(lab: Lab) -> None:
+    lab.plan()
+    lab.start()
+    call = lab.mpirun("10.0.0.2", f"while [ ! -e {lab.root}/go ]; do sleep 0.05; done; exit 6")
+    lab.until("entered")
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
+        call.send_signal(number)
+    (lab.root / "go").touch()
+    assert ended(call)[0] == 6
+
+
 def test_when_mpirun_goes_away_the_hosts_are_left(lab: Lab) -> None:
     lab.plan()
     lab.start()

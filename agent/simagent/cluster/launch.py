@@ -27,6 +27,8 @@ _TEXT = r"""#!/bin/sh
 # Called by mpirun as ssh would be: enter [OPTIONS] ADDRESS WORDS...
 # Lets the agent run the words on that host, and exits as they do; with 255 where it could not.
 PATH=$PATH:/usr/local/bin:/usr/bin:/bin
+# Signals for the ranks, such as one to write a checkpoint, go to all processes of the step.
+trap '' HUP INT QUIT ALRM USR1 USR2 TSTP
 here=${0%/*}
 
 fail() {
