@@ -29,24 +29,23 @@ class Silence:
         self._ledger = ledger
         self._clock = clock
         self._times = times
-        self._begin(shown)
+        self._shown = shown
+        self._since = clock.now()
+        self._failures = ledger.failures
+        self.last = self._since
+        """When it was read last."""
 
     def observe(self, shown: object, asked: float) -> Sign:
         """Note what was read again, and tell what it shows.
 
         ``asked`` is when the reading began: a slow answer proves no longer silence.
         """
-        if shown != self._shown:
-            self._begin(shown)
-            return Sign.ALIVE
-        now = self._clock.now()
+        now, failures = self._clock.now(), self._ledger.failures
+        changed = shown != self._shown
         gap = asked - self.last > 2 * self._times.renew_every
-        self.last = now
-        if gap or self._failures != self._ledger.failures:
-            self._since, self._failures = now, self._ledger.failures
+        self._shown, self.last = shown, now
+        if changed or gap or self._failures != failures:
+            self._since, self._failures = now, failures
+        if changed:
+            return Sign.ALIVE
         return Sign.DEAD if asked - self._since >= self._times.lease_ttl else Sign.SILENT
-
-    def _begin(self, shown: object) -> None:
-        self._shown = shown
-        self._since = self.last = self._clock.now()
-        self._failures = self._ledger.failures
