@@ -66,11 +66,15 @@ chaos: $(VENV)/ready-to-develop ## Kill agents at random for five minutes, under
 	@PATH="$(CURDIR)/$(BIN):$$PATH" SIMAGENT_FAULTS_FULL=1 SIMAGENT_CHAOS_SECONDS=300 \
 		pytest -s tests/faults/test_chaos.py $(PYTEST_ARGS)
 
-# What tests need and pip cannot bring. Without apt they are skipped, which the summary says.
+# What tests need and pip cannot bring. Without apt they are skipped, which the summary says. Of the ssh
+# server the program is needed: by that file Debian's package leaves the service off.
+SSHD_OFF := /etc/ssh/sshd_not_to_be_run
 system-packages:
 	@{ command -v systemd-analyze && command -v ssh && PATH=$$PATH:/usr/sbin command -v sshd; } \
-		>/dev/null || ! command -v apt-get >/dev/null || \
-		{ $(call apt-install,systemd openssh-client openssh-server); }
+		>/dev/null || ! command -v apt-get >/dev/null || { \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		[ -e /usr/sbin/sshd ] || $$sudo sh -c 'mkdir -p /etc/ssh && touch $(SSHD_OFF)'; \
+		$(call apt-install,systemd openssh-client openssh-server); }
 
 engines: ## Install Docker, a registry, Apptainer and S3 servers for the tests that need them
 	@tests/env/install.sh
