@@ -49,7 +49,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines", "wiring_head"},
     "api": CORE | {"client", "config", "wiring"},
     "cli": CORE | {"worker", "client", "config", "engines", "wiring", "api"}
-    | {"mpi_probe"},
+    | {"mpi_probe", "wiring_head"},
     "__main__": frozenset({"cli"}),
 }
 
@@ -59,6 +59,7 @@ OF_THE_MACHINE = frozenset(
     {
         "daemon",
         "doctor",
+        "doctor_mpi",
         "draining",
         "images",
         "mpi_check",

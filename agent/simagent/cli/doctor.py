@@ -6,7 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +14,15 @@ import psutil
 import typer
 
 from simagent import __version__
+from simagent.cli import doctor_mpi
+from simagent.cli.finding import Check
 from simagent.cli.text import put, put_json, size
 from simagent.config import Config, ConfigError
 from simagent.engines import open_store, try_queue
 from simagent.ports.queue import QueueError
 from simagent.ports.runtime import Runtime
 from simagent.ports.store import StoreError
-from simagent.wiring import find_cgroups, open_launchers, open_runtimes
+from simagent.wiring import find_cgroups, open_runtimes
 from simagent.worker.choice import CONTAINERS
 from simagent.worker.containers import task_user
 from simagent.worker.disk import free_bytes
@@ -29,16 +31,6 @@ _LITTLE_SPACE = 2**30
 _OWN_CGROUP = "run the agent as root, or: systemd-run --user --scope -p Delegate=yes simagent agent"
 _PACKAGES = {"docker": "docker.io", "apptainer": "apptainer squashfuse uidmap"}
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. Only `missing` keeps the agent from its work; ``fix`` is a command or advice."""
-
-    name: str
-    verdict: Literal["ok", "note", "missing"]
-    text: str
-    fix: str = ""
 
 
 def examine(config: Config, *, as_json: bool) -> int:
@@ -116,16 +108,6 @@ def _failed(name: str, url: str, error: Exception) -> Check:
     if url.startswith(("s3:", "sqs:")):  # the error says where, and what to do
         return Check(name, "missing", str(error))
     return Check(name, "missing", f"{url}: {error}", f"name another with --{name}")
-
-
-def _mpi(config: Config) -> Iterator[Check]:
-    found = list(open_launchers(config).installed())
-    for mpirun in found:
-        name = {"hydra": "MPICH", "openmpi": "Open MPI"}[mpirun.flavour]
-        yield Check("mpi", "ok", f"{name} {mpirun.version}: {mpirun.path}")
-    if not found:
-        text = f"no mpirun of Open MPI or MPICH ({config.mpirun}): steps with mpi need an image"
-        yield Check("mpi", "note", text, "apt-get install openmpi-bin, or pip install mpich")
 
 
 def _isolation(config: Config) -> Iterator[Check]:
@@ -213,7 +195,8 @@ _CHECKS: tuple[Callable[[Config], Iterator[Check]], ...] = (
     _state_dir,
     _store,
     _queue,
-    _mpi,
+    doctor_mpi.mpi,
+    doctor_mpi.cluster,
     _isolation,
     _credentials,
     _runtimes,
