@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -10,7 +10,7 @@ import structlog
 from simagent.ports.clock import Clock, Wake
 from simagent.ports.store import StoreError
 from simagent.telemetry.logs import LogShipper
-from simagent.telemetry.metrics import Sampler
+from simagent.telemetry.metrics import Sample, Sampler
 from simagent.telemetry.segments import MetricsLog
 
 _CHECK_SECONDS = 1.0
@@ -98,10 +98,13 @@ class TelemetryPump:
         on_crash: Callable[[Exception], None],
         pace: Pace = REMOTE_PACE,
         name: str = "telemetry",
+        others: Callable[[], Iterable[Sample]] = tuple,
     ) -> None:
+        """``others`` takes away what was sampled elsewhere since it was called last."""
         self._logs = logs
         self._metrics = metrics
         self._sampler = sampler
+        self._others = others
         self._clock = clock
         self._on_crash = on_crash
         self._pace = pace
@@ -196,6 +199,8 @@ class TelemetryPump:
 
     def _take_sample(self) -> None:
         self._metrics.append(self._sampler.sample())
+        for sample in self._others():
+            self._metrics.append(sample)
 
     def _finish(self) -> bool:
         """Ship all until it is done or the deadline has come; tell which."""

@@ -31,6 +31,7 @@ from simagent.worker.prepare import prepare
 from simagent.worker.publish import OutputFailedError, UnreadOutputsError, publish, stderr_tail
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.room import NoRoomError, Patience
+from simagent.worker.span import keep_alive
 from simagent.worker.steps import StepRunner
 from simagent.worker.syncing import Syncing
 from simagent.worker.telemetry import Telemetry
@@ -78,7 +79,9 @@ class AttemptRun:
         self.bell = BellKeeper(ctx.queue, ctx.clock, ctx.times, self.task, journal.entry.receipt)
         self._holding = Holding(ctx, journal, self.orders, self.bell)
         self._steps = StepRunner(ctx, spec, journal, self.orders, self._runtime)
-        self._telemetry = Telemetry(ctx, journal, self._steps.pids, threads.crashed)
+        self._telemetry = Telemetry(
+            ctx, journal, self._steps.pids, threads.crashed, others=self._steps.samples
+        )
         self._lease = Lease(
             ctx.lease_ledger,
             ctx.clock,
@@ -149,7 +152,7 @@ class AttemptRun:
             ),
             looks=self._ctx.settings.looks,
             follow=self._telemetry.follow,
-            keep_alive=lambda: self._runtime.keep_alive(journal.steps),
+            keep_alive=lambda: keep_alive(self._ctx, journal),
         )
         give_way = self._checkpoints.make_room if self._checkpoints is not None else lambda: None
         disk = DiskWatch(self._ctx, journal, self.orders, make_room=give_way)

@@ -14,6 +14,8 @@ from simagent.worker.journal import Journal
 
 WORKDIR = PurePosixPath("/workdir/output/artifacts")
 """Where commands start: what images made for Inductiva's platform expect."""
+LAUNCH = PurePosixPath("/workdir/launch")
+"""Where a step whose ranks lie on several hosts has what `mpirun` calls in place of ssh."""
 HOME = "/tmp"  # noqa: S108 - in the container, where it is the attempt's own folder
 
 _SHM_BASE = 64 << 20
@@ -58,19 +60,24 @@ def slot_users(uid: int | None, slots: int) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def sandbox(spec: Spec, journal: Journal) -> Sandbox:
-    """Describe the container of a step. The folders of `hand_over` are all it sees of the host."""
+def sandbox(spec: Spec, journal: Journal, *, launch: Path | None = None) -> Sandbox:
+    """Describe the container of a step. The folders of `hand_over` are all it sees of the host.
+
+    ``launch`` is another, by which its ranks get to other hosts: they have the host's network then.
+    """
     entry = journal.entry
     assert entry.image is not None
     assert entry.user is not None
     mounts = [Mount(source=journal.artifacts, target=WORKDIR)]
     mounts += [Mount(source=journal.tmp, target=PurePosixPath(path)) for path in TEMPORARY]
+    if launch is not None:
+        mounts.append(Mount(source=launch, target=LAUNCH))
     return Sandbox(
         image=entry.image,
         uid=entry.user[0],
         gid=entry.user[1],
         mounts=tuple(mounts),
-        network=spec.network or "none",
+        network="host" if launch is not None else spec.network or "none",
         shm_bytes=spec.resources.shm or _shared_memory(spec, entry.share.cpus),
         gpus=spec.resources.gpus or 0,
         gpu_ids=entry.share.gpu_ids,

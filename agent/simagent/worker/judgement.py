@@ -3,13 +3,16 @@
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import Status
-from simagent.ports.runtime import StepExit, StepPlan
+from simagent.ports.launcher import GUARD_CODE, guard_said
+from simagent.ports.runtime import StepExit
 from simagent.worker.context import Context
 from simagent.worker.diskwatch import shortage
 from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.journal import Journal
 from simagent.worker.orders import Orders
+from simagent.worker.plans import Planned
 from simagent.worker.ranks import Told, read_tail, signal_name, told
+from simagent.worker.span import Doors
 
 LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 """Of steps with these it is not known how they ended."""
@@ -40,27 +43,47 @@ class StepJudge:
         return Ending(Status.FAILED, Reason.DISK_FULL, lack)
 
     def judge(
-        self, number: int, plan: StepPlan, exit_: StepExit, stopping: Reason | None
+        self,
+        number: int,
+        planned: Planned,
+        exit_: StepExit,
+        stopping: Reason | None,
+        doors: Doors | None = None,
     ) -> Ending | None:
         """Tell how the steps end with this one; None where the next can follow.
 
-        ``stopping`` is why it was told to end, where it was. Raises `StepLostError`.
+        ``stopping`` is why it was told to end, where it was, ``doors`` what is known of the other
+        hosts of its ranks. Raises `StepLostError`.
         """
         if exit_.reason in LOST:
             raise StepLostError(exit_.reason, exit_.message)
         if exit_.reason is Reason.IMAGE_CORRUPT and self._drop_image():
             raise StepLostError(exit_.reason, f"{exit_.message}; it is to be fetched anew")
+        if exit_.stopped and stopping is not Reason.MPI_HOST_LOST:
+            return self._stopped(stopping)
+        if doors is not None and doors.lost:
+            raise StepLostError(Reason.MPI_HOST_LOST, doors.lost)
         if exit_.stopped:
             return self._stopped(stopping)
-        where = f"commands[{number}] ({plan.argv[0]})"
+        where = f"commands[{number}] ({planned.shown[0]})"
         if exit_.reason is not None:
             return Ending(Status.FAILED, exit_.reason, f"{where}: {exit_.message}")
-        return self._ran(where, exit_, self._told(number, plan, exit_))
+        if exit_.exit_code == GUARD_CODE and self._spec.commands[number].mpi is not None:
+            said = guard_said(read_tail(planned.step.stderr))
+            if said is not None:
+                return Ending(Status.FAILED, said[0], f"commands[{number}]: {said[1]}")
+        ranks = self._told(number, planned, exit_)
+        if ranks.failed:
+            return self._failed(Reason.MPI_RANK_FAILED, f"{where}: {ranks.failed}")
+        if doors is not None:
+            # Open MPI 5 exits with 0 when one of its daemons is gone.
+            lost = doors.died or (ranks.lost and f"host {ranks.lost}: MPI's daemon there is gone")
+            if lost:
+                raise StepLostError(Reason.MPI_HOST_LOST, lost)
+        return self._ran(where, exit_, ranks)
 
     def _ran(self, where: str, exit_: StepExit, ranks: Told) -> Ending | None:
         more = "".join(f": {text}" for text in (exit_.message, ranks.note) if text)
-        if ranks.failed:
-            return self._failed(Reason.MPI_RANK_FAILED, f"{where}: {ranks.failed}")
         if exit_.signal is not None:
             ended = f"{where} was ended by {signal_name(exit_.signal)}{more}"
             return self._failed(Reason.SIGNAL, ended)
@@ -69,13 +92,13 @@ class StepJudge:
             return self._failed(Reason.EXIT_CODE, exited)
         return None
 
-    def _told(self, number: int, plan: StepPlan, exit_: StepExit) -> Told:
-        """Read what `mpirun` says of a step that did not end well; of others, nothing."""
+    def _told(self, number: int, planned: Planned, exit_: StepExit) -> Told:
+        """Read what `mpirun` says of a step that may not have ended well; of others, nothing."""
         code = exit_.exit_code if exit_.signal is None else 128 + exit_.signal
-        if self._spec.commands[number].mpi is None or not code:
+        if self._spec.commands[number].mpi is None or (not code and planned.over is None):
             return Told()
         # In a container a signal that ended a rank looks like one that ended mpirun.
-        return told(read_tail(plan.stdout, plan.stderr), code)
+        return told(read_tail(planned.step.stdout, planned.step.stderr), code)
 
     def _stopped(self, why: Reason | None) -> Ending:
         match why:

@@ -28,6 +28,7 @@ from simagent.worker.reception import Reception
 from simagent.worker.recovery import recover, stop_leftovers
 from simagent.worker.refusals import Refusals
 from simagent.worker.slots import Slots
+from simagent.worker.span import keep_alive
 from simagent.worker.sweep import Sweeper
 from simagent.worker.threads import CoreThread, Threads
 
@@ -195,8 +196,7 @@ class Agent:
     def _keep_house(self) -> None:
         """Settle journals, judge suspects, sweep: whatever needs the store, and is due."""
         for journal in self._unsettled:
-            for runtime in self._ctx.runtimes.values():
-                runtime.keep_alive(journal.steps)
+            keep_alive(self._ctx, journal)
         if self._store.paused:
             return
         if self._refusals is not None:

@@ -2,39 +2,74 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from simagent.domain.spec import Command, Mpi, Spec
-from simagent.ports.launcher import Launcher, LaunchError, Ranks
+from simagent.cluster import launch
+from simagent.domain.spec import Command, Spec
+from simagent.ports.launcher import Launcher, LaunchError, Ranks, Span
 from simagent.ports.runtime import StepLimits, StepPlan
-from simagent.worker.containers import HOME, WORKDIR, sandbox
+from simagent.worker.containers import HOME, LAUNCH, WORKDIR, sandbox
 from simagent.worker.context import Context
 from simagent.worker.cores import Layout, lay_out
-from simagent.worker.journal import Journal
+from simagent.worker.journal import Journal, Place
 
 
-def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Over:
+    """What the ranks of a step on other hosts need.
+
+    ``hosts`` are the others, ``env`` is what MPI's daemons see there. ``folder`` is where `mpirun`
+    finds what it calls in place of ssh, and ``files`` beside that. With ``contained`` the daemons
+    run in the step's image.
+    """
+
+    hosts: tuple[Place, ...]
+    env: Mapping[str, str]
+    folder: Path
+    files: Mapping[str, str]
+    contained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A step, ``shown`` to people as this command line; ``over`` tells of ranks elsewhere."""
+
+    step: StepPlan
+    shown: tuple[str, ...]
+    over: Over | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Launched:
+    """The command line of a step's ranks, its variables, and whether they lie on other hosts."""
+
+    argv: tuple[str, ...]
+    shown: tuple[str, ...]
+    env: dict[str, str]
+    over: Over | None = None
+
+
+def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> Planned:
     """Plan a step of the attempt; the same plan each time. Raises `LaunchError`."""
     command = spec.commands[number]
     contained = journal.entry.image is not None
-    env = _env(spec, command, journal)
-    argv = command.argv()
     limits = _limits(ctx, spec, journal)
+    argv, env = command.argv(), _env(spec, command, journal)
+    run = _Launched(argv=argv, shown=argv, env=env)
     if command.mpi is not None:
-        launchers = ctx.launchers
-        launcher = launchers.inside() if contained else launchers.find(command.mpi.version)
-        layout = lay_out(command.mpi, cpus=limits.cpus, cores=limits.cores, alone=not contained)
-        argv, env = _launched(launcher, command.mpi, layout, argv, env)
+        run = _launch(ctx, spec, journal, number, run)
     if contained:
         inherited = {"HOME": HOME}
     else:
         passed = ctx.settings.pass_env
         inherited = {name: os.environ[name] for name in passed if name in os.environ}
-    return StepPlan(
+    folder = None if run.over is None else run.over.folder
+    step = StepPlan(
         folder=journal.steps,
         number=number,
-        argv=argv,
-        env=inherited | env,
+        argv=run.argv,
+        env=inherited | run.env,
         cwd=Path(WORKDIR if contained else journal.artifacts, command.workdir),
         stdin=command.stdin_bytes(),
         stdout=journal.logs / "stdout",
@@ -42,8 +77,9 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> StepPl
         grace=spec.grace,
         orphan_limit=ctx.settings.orphan_limit,
         limits=limits,
-        sandbox=sandbox(spec, journal) if contained else None,
+        sandbox=sandbox(spec, journal, launch=folder) if contained else None,
     )
+    return Planned(step=step, shown=run.shown, over=run.over)
 
 
 def _env(spec: Spec, command: Command, journal: Journal) -> dict[str, str]:
@@ -70,19 +106,62 @@ def _limits(ctx: Context, spec: Spec, journal: Journal) -> StepLimits:
     )
 
 
-def _launched(
-    launcher: Launcher, mpi: Mpi, layout: Layout, argv: tuple[str, ...], env: Mapping[str, str]
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Give the command line of a step's ranks, and its variables. Raises `LaunchError`."""
+def _launch(ctx: Context, spec: Spec, journal: Journal, number: int, run: _Launched) -> _Launched:
+    """Make a program into the ranks of a step. Raises `LaunchError`."""
+    entry, mpi = journal.entry, spec.commands[number].mpi
+    assert mpi is not None
+    limits = _limits(ctx, spec, journal)
+    contained = entry.image is not None
+    launcher = ctx.launchers.inside() if contained else ctx.launchers.find(mpi.version)
+    layout = lay_out(
+        mpi,
+        cpus=limits.cpus,
+        cores=limits.cores,
+        alone=not contained,
+        slots=ctx.settings.mpi_slots,
+        hosts=[place.host for place in entry.hosts],
+    )
     if layout.trouble is not None:
         raise LaunchError(layout.trouble)
+    folder = journal.folder / "launch" / str(number)
+    span = None
+    if layout.hosts:
+        seen = LAUNCH if contained else folder
+        span = Span(hosts=layout.hosts, agent=launch.program(seen), network=entry.network)
     # Else each rank of a program with OpenMP would take all cores.
-    env = {"OMP_NUM_THREADS": str(layout.threads)} | dict(env)
+    env = {"OMP_NUM_THREADS": str(layout.threads)} | run.env
     ranks = Ranks(
         np=layout.np,
         env=tuple(env),
         bind=layout.bind,
         oversubscribe=mpi.oversubscribe,
         args=mpi.args,
+        span=span,
+        guard=not mpi.force,
     )
-    return launcher.command(ranks, argv), dict(launcher.environment(ranks)) | env
+    return _launched(launcher, ranks, run.argv, env, _over(journal, layout, folder, contained))
+
+
+def _launched(
+    launcher: Launcher,
+    ranks: Ranks,
+    argv: tuple[str, ...],
+    env: dict[str, str],
+    over: Over | None,
+) -> _Launched:
+    env = dict(launcher.environment(ranks)) | env
+    return _Launched(
+        argv=launcher.command(ranks, argv),
+        # What it looks at first is of no interest to people.
+        shown=launcher.command(replace(ranks, guard=False), argv),
+        env=env,
+        over=over and replace(over, env=env, files=launcher.files(ranks)),
+    )
+
+
+def _over(journal: Journal, layout: Layout, folder: Path, contained: bool) -> Over | None:
+    used = {host.address for host in layout.hosts}
+    others = tuple(place for place in journal.entry.hosts[1:] if place.address in used)
+    if not others:
+        return None
+    return Over(hosts=others, env={}, folder=folder, files={}, contained=contained)

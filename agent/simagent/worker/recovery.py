@@ -19,6 +19,7 @@ from simagent.worker.context import Context
 from simagent.worker.gathering import scatter
 from simagent.worker.journal import Journal, steps_folder
 from simagent.worker.laying import forget_checkpoints
+from simagent.worker.span import end_doors
 
 _GRACE = 5.0
 _WAIT = 20.0
@@ -77,7 +78,7 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
 
 
 def stop_leftovers(ctx: Context, folder: Path) -> None:
-    """End what an attempt still runs on this machine, by its folder alone."""
+    """End what an attempt still runs, here and on other hosts, by its folder alone."""
     steps = steps_folder(folder)
     for number in range(len(list(steps.glob("step-*.json")))):
         nothing = Path(os.devnull)
@@ -93,3 +94,7 @@ def stop_leftovers(ctx: Context, folder: Path) -> None:
             if step is not None and step.wait(0.0) is None:
                 step.stop(_GRACE)
                 step.wait(_WAIT)
+    try:
+        end_doors(ctx, folder)
+    except RuntimeFailedError as error:
+        log.warning("leftovers not found", folder=str(folder), error=str(error))

@@ -1,6 +1,7 @@
 """Runs the commands of a task, one after the other, and says how that ended."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import structlog
@@ -17,6 +18,7 @@ from simagent.ports.runtime import (
     StepExit,
     StepPlan,
 )
+from simagent.telemetry.metrics import Sample
 from simagent.telemetry.spool import allot
 from simagent.transfer.checkpoint import file_clock
 from simagent.worker.context import Context
@@ -24,7 +26,8 @@ from simagent.worker.endings import Ending, Left, StepLostError, left_by
 from simagent.worker.journal import Journal
 from simagent.worker.judgement import LOST, StepJudge
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
-from simagent.worker.plans import plan_step
+from simagent.worker.plans import Planned, plan_step
+from simagent.worker.span import LOOK_EVERY, Doors
 
 _STOP_MARGIN = 15.0
 _LAST_WORDS = 1 << 16
@@ -49,6 +52,9 @@ class StepRunner:
         self._step: Step | None = None
         self._stopping: Reason | None = None
         self._told_at = 0
+        self._beside: Doors | None = None
+        # Before this incarnation takes any itself.
+        self._sampled_before = _modified(journal.metrics)
         self.left: Left | None = None
         """How the last command ended; None where none did, or nobody knows how."""
         self.records: tuple[StepRecord, ...] = ()
@@ -57,6 +63,10 @@ class StepRunner:
         """List the processes of the running step."""
         step = self._step
         return step.pids() if step is not None else []
+
+    def samples(self) -> list[Sample]:
+        """Take away the samples of the other hosts of the step since the last call."""
+        return self._beside.take_samples() if self._beside is not None else []
 
     def run(self) -> Ending:
         """Run all steps; the first that fails ends them.
@@ -80,29 +90,33 @@ class StepRunner:
 
     def _run(self, number: int) -> Ending | None:
         try:
-            plan = plan_step(self._ctx, self._spec, self._journal, number)
+            planned = plan_step(self._ctx, self._spec, self._journal, number)
+            plan, doors = planned.step, self._doors(planned)
             # What already runs has to be ended, whatever orders have come: only then look at them.
             step = self._find(plan)
-            if step is None:
+            if step is not None:
+                if doors is not None:
+                    doors.attach()
+            else:
                 ending = self._before()
                 if ending is not None:
                     return ending
-                step = self._start(plan)
+                step = self._start(plan, doors)
         except LaunchError as error:
             return Ending(Status.FAILED, Reason.MPI_UNAVAILABLE, f"commands[{number}]: {error}")
         except RuntimeFailedError as error:
             if error.reason in (Reason.AGENT_ERROR, Reason.RUNTIME_FAILED):
                 raise StepLostError(error.reason, f"commands[{number}]: {error}") from error
             return Ending(Status.FAILED, error.reason, f"commands[{number}]: {error}")
-        self._log(Event.STEP_STARTED, step=number, argv=plan.argv)
-        self._step, self.left = step, None
+        self._log(Event.STEP_STARTED, step=number, argv=planned.shown)
+        self._step, self.left, self._beside = step, None, doors
         try:
-            exit_ = self._wait(step)
+            exit_ = self._wait(step, doors)
         finally:
             self._step = None
         if exit_.reason not in LOST:
             self.left = left_by(exit_, told_at=self._told_at)
-        self._record(number, plan, exit_)
+        self._record(number, planned, exit_)
         self._log(
             Event.STEP_ENDED,
             step=number,
@@ -110,8 +124,21 @@ class StepRunner:
             signal=exit_.signal,
             seconds=round(exit_.seconds, 3),
         )
-        return self._judge.judge(
-            number, plan, exit_, self._stopping or self._journal.entry.stopping
+        if doors is not None:  # they tell, too, why mpirun failed
+            doors.close(self._orders)
+        stopping = self._stopping or self._journal.entry.stopping
+        return self._judge.judge(number, planned, exit_, stopping, doors)
+
+    def _doors(self, planned: Planned) -> Doors | None:
+        if planned.over is None:
+            return None
+        return Doors(
+            self._ctx,
+            self._spec,
+            self._journal,
+            planned,
+            planned.over,
+            sampled_before=self._sampled_before,
         )
 
     def _find(self, plan: StepPlan) -> Step | None:
@@ -138,13 +165,17 @@ class StepRunner:
                     self._orders.wake.set()  # for orders that came meanwhile
                 return step
 
-    def _start(self, plan: StepPlan) -> Step:
+    def _start(self, plan: StepPlan, doors: Doors | None) -> Step:
         """Start a step. Raises `RuntimeFailedError` where it does not run, and `Interrupted`."""
         try:
+            if doors is not None:
+                doors.open()
             return self._runtime.start(plan)
         except RuntimeFailedError as error:
             step = self._find(plan) if error.reason is Reason.RUNTIME_FAILED else None
             if step is None:
+                if doors is not None:
+                    doors.close(self._orders)
                 raise
             return step  # the engine did it, and went away before it said so
 
@@ -158,16 +189,21 @@ class StepRunner:
             return self._judge.timed_out()
         return None
 
-    def _wait(self, step: Step) -> StepExit:
-        """Wait for the step's end, obeying orders."""
+    def _wait(self, step: Step, doors: Doors | None) -> StepExit:
+        """Wait for the step's end, obeying orders, and looking at the other hosts of its ranks."""
         stopped = False
         while True:
-            exit_ = step.wait(None if stopped else self._time_left(), self._orders.wake)
+            timeout = None if stopped else self._time_left()
+            if doors is not None:
+                timeout = LOOK_EVERY if timeout is None else min(timeout, LOOK_EVERY)
+            exit_ = step.wait(timeout, self._orders.wake)
             if exit_ is not None:
                 return exit_
             self._orders.wake.clear()
+            if doors is not None:
+                doors.look()
             if self._orders.interrupted is not None:
-                self._leave(step, self._orders.interrupted)
+                self._leave(step, doors, self._orders.interrupted)
             if stopped:
                 continue
             if self._orders.kill is not None:
@@ -179,8 +215,12 @@ class StepRunner:
             elif self._time_left() == 0.0:
                 self._stop(step, self._spec.grace, Reason.TIME_LIMIT)
                 stopped = True
+            elif doors is not None and doors.lost:
+                # Those that are left wait for it without end, and are of no use to anybody.
+                self._stop(step, min(self._spec.grace, _HASTY_GRACE), Reason.MPI_HOST_LOST)
+                stopped = True
 
-    def _leave(self, step: Step, order: Interrupted) -> NoReturn:
+    def _leave(self, step: Step, doors: Doors | None, order: Interrupted) -> NoReturn:
         if isinstance(order, Detached):
             raise order
         grace = self._spec.grace
@@ -193,6 +233,8 @@ class StepRunner:
             if exit_ is not None:
                 self.left = left_by(exit_, told_at=self._told_at)
                 break
+        if doors is not None:
+            doors.close(self._orders)
         raise order
 
     def _stop(self, step: Step, grace: float, why: Reason) -> None:
@@ -221,10 +263,10 @@ class StepRunner:
         assert started is not None
         return max(0.0, started + self._spec.time_limit - self._ctx.clock.now())
 
-    def _record(self, number: int, plan: StepPlan, exit_: StepExit) -> None:
+    def _record(self, number: int, planned: Planned, exit_: StepExit) -> None:
         record = StepRecord(
             number=number,
-            argv=plan.argv,
+            argv=planned.shown,
             exit_code=exit_.exit_code,
             signal=exit_.signal,
             started=exit_.started,
@@ -234,3 +276,11 @@ class StepRunner:
             max_rss_bytes=exit_.max_rss_bytes,
         )
         self.records = (*self.records, record)
+
+
+def _modified(path: Path) -> float:
+    """Tell when a file was last written to; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

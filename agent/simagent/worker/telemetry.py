@@ -1,10 +1,10 @@
 """The telemetry of one attempt, set up from its journal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from simagent.domain.keys import STREAMS, AttemptKeys
 from simagent.telemetry.logs import LogShipper
-from simagent.telemetry.metrics import Sampler
+from simagent.telemetry.metrics import Sample, Sampler
 from simagent.telemetry.pump import TelemetryPump
 from simagent.telemetry.segments import MetricsLog
 from simagent.worker.context import Context
@@ -20,7 +20,10 @@ class Telemetry:
         journal: Journal,
         pids: Callable[[], list[int]],
         on_crash: Callable[[BaseException], None],
+        *,
+        others: Callable[[], Iterable[Sample]] = tuple,
     ) -> None:
+        """``others`` takes away what was sampled on other hosts of the attempt since last time."""
         self._clock = ctx.clock
         self._store = ctx.ledger.store
         self._journal = journal
@@ -34,6 +37,7 @@ class Telemetry:
                 host=str(ctx.identity.machine.get("hostname", "")),
                 clock=ctx.clock,
             ),
+            others=others,
             clock=ctx.clock,
             on_crash=on_crash,
             pace=ctx.settings.pace,
