@@ -26,7 +26,16 @@ from simagent.domain.times import Times
 SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
 
 _PREFIX = "SIMAGENT_"
-_NO_SETTINGS = {"CONFIG", "DEBUG", "TASK_ID", "EPOCH", "ARRAY_INDEX", "ARRAY_SIZE"}
+_NO_SETTINGS = {
+    "CONFIG",
+    "DEBUG",
+    "TASK_ID",
+    "EPOCH",
+    "ARRAY_INDEX",
+    "ARRAY_SIZE",
+    "ENTRY",
+    "RESTART",
+}
 """Of the command line, and of tasks, from within which it may be called."""
 _NO_SETTINGS_BEGIN = ("TEST_", "FAULTS_", "CHAOS_")
 """Of the project's own tests."""

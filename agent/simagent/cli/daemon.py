@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, Protocol
 
 import structlog
 from pydantic import ValidationError
@@ -17,10 +17,9 @@ from simagent.cli.leaving import INTERRUPTED, leave
 from simagent.cli.text import say
 from simagent.config import Config, ConfigError
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_agent
+from simagent.wiring import open_agent, open_member
 from simagent.worker.identity import Occupant, alone_on
-from simagent.worker.loop import Agent
-from simagent.worker.orders import Detached, Preempted
+from simagent.worker.orders import Detached, Interrupted, Preempted
 
 _STOP_WITHIN = 9.0
 _LEAVE_WITHIN = 1.0
@@ -33,9 +32,14 @@ def run_agent(config: Config, *, until_empty: bool) -> NoReturn:
 
     Nothing is left to be waited for: threads that are at an upload may wait for its answer long.
     """
+    if config.role == "member" and until_empty:
+        raise ConfigError("role: a member takes no tasks: leave --until-empty away")
     to_stderr(config)
     with alone_on(config.state_dir, occupant(config, "agent")):
-        code = _Daemon(open_agent(config, until_empty=until_empty)).run()
+        if config.role == "member":
+            code = _Daemon(open_member(config)).run()
+        else:
+            code = _Daemon(open_agent(config, until_empty=until_empty)).run()
     leave(code, at_once=True)
 
 
@@ -59,6 +63,19 @@ def occupant(config: Config, role: Literal["agent", "run"]) -> Occupant:
     return Occupant(role=role, group=config.group, queue=config.queue_url, store=config.store_url)
 
 
+class _Agent(Protocol):
+    """What runs until it is told to stop."""
+
+    def run(self) -> None:
+        """Run; raises what it cannot go on after."""
+
+    def drain(self) -> None:
+        """Take nothing more; end when what runs has ended."""
+
+    def interrupt(self, order: Interrupted) -> None:
+        """End what runs, or leave it, as the order says."""
+
+
 class _Daemon:
     """The agent, in a thread of its own: a call that hangs must not keep a signal waiting.
 
@@ -66,7 +83,7 @@ class _Daemon:
     at any moment. SIGTERM and SIGHUP let go; SIGINT finishes, then gives back, then leaves.
     """
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: _Agent) -> None:
         self._agent = agent
         self._clock = SystemClock()
         self._happened: SimpleQueue[int | BaseException | None] = SimpleQueue()

@@ -63,6 +63,6 @@ def _told(file: int, shared: str, path: str, token: str) -> str:
 
 
 if __name__ == "__main__":
-    said = trouble(*sys.argv[1:4], sys.stdin.read().strip())
+    said = trouble(sys.argv[1], sys.argv[2], sys.argv[3], sys.stdin.read().strip())
     print(said, end="")  # noqa: T201 - that is how it answers
     sys.exit(1 if said else 0)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import structlog
@@ -15,7 +16,7 @@ from simagent.ports.images import ImageError, Images, KeptImage, PullInterrupted
 from simagent.ports.runtime import Runtime, RuntimeFailedError
 from simagent.worker.choice import NoRuntimeError, choose_for
 from simagent.worker.disk import free_bytes, on_same_disk
-from simagent.worker.journal import Journals, holds_attempt
+from simagent.worker.journal import holds_attempt
 
 FRESH = 3600.0
 """Seconds since its last use in which an image is never removed: a task may be about to begin."""
@@ -71,6 +72,17 @@ def used_share(folder: Path) -> float:
     return disk.percent / 100
 
 
+class Records(Protocol):
+    """What is written down of what runs here, as `Journals` have it."""
+
+    @property
+    def root(self) -> Path:
+        """The folder of the records."""
+
+    def handles(self) -> set[str]:
+        """Give the handles of the images that are in use."""
+
+
 class Caretaker:
     """A thread of the agent that keeps order among its containers and images.
 
@@ -81,7 +93,7 @@ class Caretaker:
         self,
         *,
         clock: Clock,
-        journals: Journals,
+        journals: Records,
         runtimes: Mapping[str, Runtime],
         images: Mapping[str, Images],
         marks: ImageMarks,
@@ -90,8 +102,11 @@ class Caretaker:
         min_free: int = 0,
         used: Callable[[Path], float] = used_share,
         free: Callable[[Path], int] = free_bytes,
+        known: Callable[[Path], bool] = lambda folder: holds_attempt(folder.parent),
     ) -> None:
-        """``prefetch`` are references of images, ``containers`` the runtimes to fetch them for.
+        """``known`` tells of a folder of a runtime's records whether it is of what shall run here.
+
+        ``prefetch`` are references of images, ``containers`` the runtimes to fetch them for.
 
         Images also make room where less than ``min_free`` bytes are free beside the journals, as no
         task is taken then.
@@ -107,6 +122,7 @@ class Caretaker:
         self._min_free = min_free
         self._used = used
         self._free = free
+        self._known = known
 
     def run(self, stop: Wake) -> None:
         """Look after everything now and then, until ``stop`` is set."""
@@ -134,7 +150,7 @@ class Caretaker:
         self._unreaped = []
         for runtime in runtimes:
             try:
-                count = runtime.reap(lambda folder: holds_attempt(folder.parent))
+                count = runtime.reap(self._known)
             except (RuntimeFailedError, OSError) as error:
                 log.debug("not reaped", runtime=runtime.name, error=str(error))
                 self._unreaped.append(runtime)

@@ -1,35 +1,80 @@
 """What runs on a member for a step of the head's: mpirun's own daemon, made into a plan."""
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 
 from simagent.cluster.duties import RefusedError
 from simagent.cluster.messages import Enter
+from simagent.domain.images import parse_image
 from simagent.domain.reasons import Reason
+from simagent.ports.clock import Waitable
+from simagent.ports.images import ImageError, PullInterruptedError
 from simagent.ports.runtime import Mount, Sandbox, StepLimits, StepPlan
 from simagent.worker.containers import HOME, TEMPORARY, WORKDIR, open_the_way
 from simagent.worker.membership import Membership
 from simagent.worker.sharing import beneath, check_user, relative
 
+_MOST_GRACE = 3600.0
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MARK = "SIMAGENT_ENTRY"
 """Tells the ranks of an entry from others of the same task, where one machine has several hosts."""
 
 
-def check_runtime(member: Membership, request: Enter) -> None:
+def check_request(member: Membership, request: Enter) -> None:
     """See that a run is one that this member may start. Raises `RefusedError`."""
-    check_user(member.settings, request.uid)
     relative(request.workdir, "workdir")
-    if request.image is None:
-        if request.runtime != "process":
-            why = f"runtime: {request.runtime} needs an image"
-            raise RefusedError(Reason.AGENT_ERROR, why)
-        if not member.settings.allow_process:
+    for name, text in request.env.items():
+        if not _ENV_NAME.fullmatch(name) or "\0" in text:
             raise RefusedError(
-                Reason.UNSUPPORTED,
-                "ranks would be programs of this host, which is not allowed: set allow_process",
+                Reason.AGENT_ERROR, f"env: {name[:100]!r} is no variable that can be"
             )
-        return
-    check_container(member, request.runtime)
+    if not request.command or "\0" in request.command:
+        raise RefusedError(Reason.AGENT_ERROR, "command: there is none that can be run")
+    if not 0 <= request.grace <= _MOST_GRACE:
+        why = f"grace: use 0 to {_MOST_GRACE:g} seconds, not {request.grace:g}"
+        raise RefusedError(Reason.AGENT_ERROR, why)
+    if request.image is not None:
+        check_container(member, request.runtime)
+    elif request.runtime != "process":
+        raise RefusedError(Reason.AGENT_ERROR, f"runtime: {request.runtime} needs an image")
+    elif not member.settings.allow_process:
+        raise RefusedError(
+            Reason.UNSUPPORTED,
+            "ranks would be programs of this host, which is not allowed: set allow_process",
+        )
+    check_user(member.settings, request.uid)
+    _check_work(member, beneath(member, request.folder))
+
+
+def _check_work(member: Membership, work: Path) -> None:
+    """See that the step's folder is here, beneath the shared one. Raises `RefusedError`."""
+    assert member.shared_dir is not None
+    try:
+        there = work.is_dir() and work.resolve().is_relative_to(member.shared_dir.resolve())
+    except OSError as error:
+        raise RefusedError(Reason.MPI_HOST_LOST, f"{work}: {error.strerror}") from None
+    if not there:
+        why = f"{work} is not there: mpi.shared_dir is not the folder that the head shares"
+        raise RefusedError(Reason.MPI_HOST_LOST, why)
+
+
+def have_image(member: Membership, runtime: str, image: str | None, gone: Waitable) -> str | None:
+    """Have an image here; give its handle, None where there is none. Raises `RefusedError`."""
+    if image is None:
+        return None
+    check_container(member, runtime)
+    try:
+        ref = parse_image(image)
+        return member.images[runtime].ensure(ref, gone).handle
+    except ImageError as error:
+        raise RefusedError(error.reason, str(error)) from None
+    except ValueError as error:
+        raise RefusedError(Reason.AGENT_ERROR, f"image: {error}") from None
+    except PullInterruptedError:
+        raise RefusedError(Reason.MPI_HOST_LOST, "the head waits for it no more") from None
+    except OSError as error:
+        raise RefusedError(Reason.RUNTIME_FAILED, f"{image}: {error}") from None
 
 
 def check_container(member: Membership, runtime: str) -> None:

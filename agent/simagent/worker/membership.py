@@ -11,9 +11,6 @@ from simagent.ports.images import Images
 from simagent.ports.runtime import Runtime
 from simagent.worker.context import Identity, Settings
 
-SOCKET = "entrance"
-"""In the folder of a member: where relays come in."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:

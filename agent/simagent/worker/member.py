@@ -1,0 +1,219 @@
+"""A member of a cluster: an agent that takes no tasks, but ranks of those of the cluster's head."""
+
+import os
+import pwd
+import socket
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from simagent.cluster.duties import RefusedError
+from simagent.cluster.entrance import Entrance
+from simagent.cluster.messages import Check, Checked, Enter, Fetch, Fetched
+from simagent.cluster.sshd import Sshd
+from simagent.domain.events import Event
+from simagent.domain.reasons import Reason
+from simagent.ports.clock import Waitable, Wake
+from simagent.worker.caretaker import Caretaker
+from simagent.worker.containers import open_the_way
+from simagent.worker.drain import DrainFile
+from simagent.worker.entries import Entries
+from simagent.worker.entry import EntryHold
+from simagent.worker.entry_plans import have_image
+from simagent.worker.headwatch import HeadWatch
+from simagent.worker.membership import Membership
+from simagent.worker.notify import Notifier
+from simagent.worker.orders import Detached, Interrupted
+from simagent.worker.registration import Registration
+from simagent.worker.sharing import verify
+from simagent.worker.threads import CoreThread, Threads
+
+_TICK = 1.0
+_HELPERS_WITHIN = 1.0
+_DRAINING = "it takes no more ranks: its agent is being drained"
+
+log = structlog.get_logger()
+
+
+class MemberDuties:
+    """What the member does for its head: `simagent.cluster.duties.Duties` tells what each is."""
+
+    def __init__(self, member: Membership, entries: Entries) -> None:
+        self._member = member
+        self._entries = entries
+
+    def check(self, request: Check) -> Checked:
+        """See whether this host can take part."""
+        if self._entries.closed:
+            raise RefusedError(Reason.MPI_HOST_LOST, self._entries.closed)
+        verify(self._member, request)
+        return Checked(host=self._member.host, version=self._member.identity.version)
+
+    def fetch(self, request: Fetch, gone: Waitable) -> Fetched:
+        """Have an image."""
+        have_image(self._member, request.runtime, request.image, gone)
+        return Fetched()
+
+    def enter(self, request: Enter, gone: Waitable) -> EntryHold:
+        """Start a run, or give the one that was started for the same entry before."""
+        return self._entries.enter(request, gone)
+
+
+class MemberAgent:
+    """The member: runs until it is told to stop, or until it is drained.
+
+    Told to let go, it leaves what it runs, and its ssh server, to the next one that is started.
+    """
+
+    def __init__(
+        self,
+        member: Membership,
+        entries: Entries,
+        entrance: Entrance,
+        listener: socket.socket,
+        sshd: Sshd,
+        *,
+        port: int,
+        user: str,
+        drain: DrainFile,
+    ) -> None:
+        """``listener`` is the socket of the ``entrance``; ``port`` and ``user`` are of ``sshd``."""
+        self._member = member
+        self._entries = entries
+        self._entrance = entrance
+        self._listener = listener
+        self._sshd = sshd
+        self._drain_file = drain
+        self._draining = False
+        self._order: Interrupted | None = None
+        self._deadline = 0.0
+        self._ended = Wake()
+        self._wake = Wake()
+        self._threads = Threads(self._wake)
+        self._watch = HeadWatch(member, entries, sshd)
+        self._registration = Registration(
+            member, entries, sshd, port=port, user=user, trouble=self._trouble
+        )
+        self._notifier = Notifier()
+        self._shown: object = None
+
+    # --- Asked for from outside, also by signal handlers --------------------------------------
+
+    def drain(self) -> None:
+        """Begin no more runs; `run` returns when those that there are have ended."""
+        self._draining = True
+        self._wake.set()
+
+    def interrupt(self, order: Interrupted) -> None:
+        """Return soon: what runs is left to the next agent where the order lets go, else ended."""
+        self._draining = True
+        self._order = order
+        self._wake.set()
+
+    # --- The loop -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until told to stop. Raises the error of a thread that died of one."""
+        identity = self._member.identity
+        log.info(
+            Event.AGENT_STARTED,
+            agent=identity.agent,
+            incarnation=identity.incarnation,
+            version=identity.version,
+            limits=identity.machine.get("limits"),
+            member_of=self._member.cluster,
+        )
+        self._entries.tend()  # who asks for what ran before finds it
+        registering = self._start_helpers()
+        self._notifier.ready()
+        try:
+            while not self._turn():
+                self._notifier.alive()
+                self._member.clock.wait(_TICK, self._wake)
+            if not isinstance(self._order, Detached):
+                self._close()
+        finally:
+            self._notifier.stopping()
+            self._ended.set()
+            registering.join(_HELPERS_WITHIN)
+            log.info(Event.AGENT_STOPPED, reason=str(self._order or "it was drained"))
+
+    def _start_helpers(self) -> CoreThread:
+        member, start = self._member, self._threads.start
+        start("drain", partial(self._drain_file.watch, member.clock, self._ended, self._wake.set))
+        start("entrance", partial(self._entrance.serve, self._listener, self._ended))
+        start("head", partial(self._watch.run, self._ended))
+        if member.images:
+            start("caretaker", partial(_caretaker(member, self._entries).run, self._ended))
+        return start("member", partial(self._registration.run, self._ended))
+
+    def _turn(self) -> bool:
+        """Do what is due; True when there is nothing left to do."""
+        self._wake.clear()
+        if self._threads.error is not None:
+            raise self._threads.error
+        if isinstance(self._order, Detached):
+            return True
+        entries, clock = self._entries, self._member.clock
+        entries.closed = _DRAINING if self._closing else ""
+        entries.tend()
+        count = entries.count
+        if self._order is not None:
+            if not self._deadline:
+                within = self._member.settings.give_back_within
+                self._deadline = clock.now() + within
+                entries.end_all(str(self._order), within / 2)
+            return count == 0 or clock.now() > self._deadline
+        shown = (entries.running(), entries.closed, self._watch.trouble)
+        if shown != self._shown:
+            self._shown = shown
+            self._registration.change()
+        what = "draining, " if self._closing else f"member of {self._member.cluster}, "
+        self._notifier.status(f"{what}{count} runs of its head")
+        return self._closing and count == 0
+
+    @property
+    def _closing(self) -> bool:
+        return self._draining or self._drain_file.asked
+
+    def _trouble(self) -> str:
+        return self._entries.closed or self._watch.trouble
+
+    def _close(self) -> None:
+        """End in good order: nothing is left here, and nobody is to come."""
+        self._registration.over = True
+        self._sshd.stop()
+        if self._order is None:
+            self._drain_file.withdraw()
+
+
+def open_door(folder: Path, user: str) -> tuple[set[int], int | None]:
+    """Make a member's folder; tell whose relays may come in, and the group that needs a way there.
+
+    That is ``user``, as whom the ssh server runs them, where the agent is root's. Raises OSError.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own = os.geteuid()
+    with suppress(KeyError):
+        account = pwd.getpwnam(user)
+        if own == 0 and account.pw_uid != 0:
+            open_the_way(folder / user, folder.parent)
+            return {own, account.pw_uid}, account.pw_gid
+    return {own}, None
+
+
+def _caretaker(member: Membership, entries: Entries) -> Caretaker:
+    settings = member.settings
+    return Caretaker(
+        clock=member.clock,
+        journals=entries,
+        known=entries.holds,
+        runtimes=member.runtimes,
+        images=member.images,
+        marks=settings.marks,
+        prefetch=settings.prefetch,
+        containers=settings.containers,
+        min_free=settings.min_free,
+    )
