@@ -1,0 +1,273 @@
+"""The runs of a member, with real steps on a clock that the test moves on."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fakes.clock import FakeClock
+from fakes.steps import alive, until
+from fakes.store import MemoryStore
+from simagent.cluster.duties import RefusedError
+from simagent.cluster.messages import Enter
+from simagent.domain.cluster import Head, Spanning
+from simagent.domain.reasons import Reason
+from simagent.domain.times import Times
+from simagent.ledger import Ledger
+from simagent.ports.clock import Wake
+from simagent.ports.runtime import RuntimeFailedError, StepPlan
+from simagent.runtimes.process import ProcessRuntime, ProcessStep
+from simagent.worker.context import Identity, Settings
+from simagent.worker.entries import FRESH, KEPT, UNASKED, Entries
+from simagent.worker.membership import Membership
+
+ATTEMPT = Spanning(project="default", task="melt", epoch=1)
+ME = (os.geteuid(), os.getegid())
+NOBODY_GONE = Wake()
+
+
+class AwayRuntime(ProcessRuntime):
+    """An engine that can go away: then nobody knows what it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.on_look: Callable[[], None] = lambda: None
+
+    def start(self, plan: StepPlan) -> ProcessStep:
+        self._look()
+        return super().start(plan)
+
+    def attach(self, plan: StepPlan) -> ProcessStep | None:
+        self._look()
+        return super().attach(plan)
+
+    def _look(self) -> None:
+        self.on_look()
+        if self.away:
+            raise RuntimeFailedError(Reason.RUNTIME_FAILED, "the engine does not answer")
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Iterator[Membership]:
+    shared = tmp_path / "shared"
+    (shared / "work").mkdir(parents=True)
+    yield Membership(
+        cluster="grid",
+        ledger=Ledger(MemoryStore()),
+        clock=FakeClock(),
+        times=Times(),
+        identity=Identity(
+            agent="vm2", incarnation="1", boot_id="b", version="1", machine={"hostname": "vm2"}
+        ),
+        folder=tmp_path / "state" / "member",
+        runtimes={"process": AwayRuntime()},
+        settings=Settings(task_user=ME),
+        shared_dir=shared,
+    )
+    for path in (shared / "work").glob("pid*"):
+        pid = int(path.read_text() or 0)
+        if pid and alive(pid):
+            os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"{path.name} was left behind")
+
+
+def runtime(member: Membership) -> AwayRuntime:
+    found = member.runtimes["process"]
+    assert isinstance(found, AwayRuntime)
+    return found
+
+
+def request(name: str = "run", command: str = "", **changes: object) -> Enter:
+    fields = {
+        "entry": name,
+        "attempt": ATTEMPT,
+        "agent": "vm1",
+        "step": 0,
+        "runtime": "process",
+        "image": None,
+        "folder": "work",
+        "uid": ME[0],
+        "gid": ME[1],
+        "env": {},
+        "command": command or f"echo $$ >pid-{name}; exec sleep 600",
+        "grace": 2.0,
+    }
+    return Enter.model_validate(fields | changes)
+
+
+def clock(member: Membership) -> FakeClock:
+    assert isinstance(member.clock, FakeClock)
+    return member.clock
+
+
+def pid(member: Membership, name: str = "run") -> int:
+    assert member.shared_dir is not None
+    path = member.shared_dir / "work" / f"pid-{name}"
+    until(lambda: path.exists() and path.read_text())
+    return int(path.read_text())
+
+
+def tended(member: Membership, entries: Entries) -> bool:
+    entries.tend()
+    return entries.count == 0
+
+
+def test_what_a_restarted_agent_finds_is_ended_when_nobody_asks_for_it(
+    member: Membership,
+) -> None:
+    Entries(member).enter(request(), NOBODY_GONE)
+    running = pid(member)
+    entries = Entries(member)  # of the next incarnation
+    entries.tend()
+    assert entries.running() == (ATTEMPT,)
+    clock(member).advance(UNASKED - 1)
+    entries.tend()
+    assert alive(running)
+    clock(member).advance(2)
+    until(lambda: tended(member, entries))
+    assert not alive(running)
+    exited = entries.enter(request(), NOBODY_GONE).wait(0.0)
+    assert exited is not None
+    assert exited.message == "nobody asked for it within 60 s"
+
+
+def test_what_is_asked_for_again_goes_on(member: Membership) -> None:
+    Entries(member).enter(request(), NOBODY_GONE)
+    running = pid(member)
+    entries = Entries(member)
+    entries.tend()
+    hold = entries.enter(request(), NOBODY_GONE)
+    clock(member).advance(10 * UNASKED)
+    entries.tend()
+    assert alive(running)
+    hold.release()
+    clock(member).advance(UNASKED - 1)
+    entries.tend()
+    assert alive(running)
+    clock(member).advance(2)
+    until(lambda: tended(member, entries))
+
+
+def test_another_connection_takes_a_run_over(member: Membership) -> None:
+    entries = Entries(member)
+    first = entries.enter(request(), NOBODY_GONE)
+    assert not clock(member).wait(0, first.taken)
+    second = entries.enter(request(), NOBODY_GONE)
+    assert clock(member).wait(0, first.taken)
+    first.release()  # of what it has no more
+    clock(member).advance(2 * UNASKED)
+    entries.tend()
+    assert alive(pid(member))
+    second.leave(0.5, "it is over")
+    ended = second.wait(30.0)
+    assert ended is not None
+    assert ended.message == "it is over"
+
+
+def test_only_what_the_head_should_name_by_now_is_ended(member: Membership) -> None:
+    entries = Entries(member)
+    entries.enter(request(), NOBODY_GONE)
+    running = pid(member)
+    named, none = Head(attempts=(ATTEMPT,)), Head()
+    entries.judge(none, clock(member).now())
+    clock(member).advance(FRESH - 1)
+    entries.judge(none, clock(member).now())
+    read_early = clock(member).now()
+    clock(member).advance(FRESH)
+    entries.judge(none, read_early)  # a read that took long
+    entries.judge(named, clock(member).now())
+    entries.judge(Head(attempts=(ATTEMPT.with_(epoch=2), ATTEMPT)), clock(member).now())
+    entries.tend()
+    assert alive(running)
+    hold = entries.enter(request(), NOBODY_GONE)
+    entries.judge(Head(attempts=(ATTEMPT.with_(epoch=2),)), clock(member).now())
+    ended = hold.wait(30.0)
+    assert ended is not None
+    assert ended.message == "the head does not have its attempt any more"
+
+
+def test_a_runs_end_is_forgotten_after_a_while(member: Membership) -> None:
+    entries = Entries(member)
+    ended = entries.enter(request(command="exit 3"), NOBODY_GONE).wait(30.0)
+    assert ended is not None
+    (folder,) = member.entries.iterdir()
+    assert [path.name for path in folder.iterdir()] == ["ended.json"]
+    entries = Entries(member)
+    assert entries.enter(request(command="exit 3"), NOBODY_GONE).wait(0.0) == ended
+    clock(member).advance(KEPT + 1)
+    entries.tend()
+    assert list(member.entries.iterdir()) == []
+
+
+def test_a_run_that_was_written_down_but_never_began_is_forgotten(member: Membership) -> None:
+    entries = Entries(member)
+    runtime(member).away = True
+    with pytest.raises(RefusedError, match="the engine does not answer"):
+        entries.enter(request(), NOBODY_GONE)
+    assert entries.running() == (ATTEMPT,), "nobody knows whether it runs"
+    runtime(member).away = False
+    entries.tend()
+    assert entries.count == 0
+    assert list(member.entries.iterdir()) == []
+
+
+def test_an_engine_that_is_away_is_waited_for(member: Membership) -> None:
+    Entries(member).enter(request(), NOBODY_GONE)
+    running = pid(member)
+    entries = Entries(member)
+    runtime(member).away = True
+    entries.tend()
+    clock(member).after(20.0, lambda: setattr(runtime(member), "away", False))
+    hold = entries.enter(request(), NOBODY_GONE)
+    assert alive(running)
+    hold.leave(1.0, "it is over")
+    assert hold.wait(30.0) is not None
+
+
+def test_a_run_that_is_to_end_while_it_is_started_ends(member: Membership) -> None:
+    entries = Entries(member)
+    runtime(member).on_look = lambda: entries.end_all("the machine goes away", 1.0)
+    hold = entries.enter(request(), NOBODY_GONE)
+    ended = hold.wait(30.0)
+    assert ended is not None
+    assert ended.message == "the machine goes away"
+
+
+def test_a_damaged_record_is_no_obstacle(member: Membership) -> None:
+    folder = member.entries / "x"
+    folder.mkdir(parents=True)
+    (folder / "entry.json").write_text("{")
+    (member.entries / "empty").mkdir()
+    assert Entries(member).count == 0
+    assert list(member.entries.iterdir()) == []
+
+
+def test_a_member_that_is_drained_begins_nothing(member: Membership) -> None:
+    entries = Entries(member)
+    entries.closed = "it is being drained"
+    with pytest.raises(RefusedError, match="it is being drained"):
+        entries.enter(request(), NOBODY_GONE)
+    assert list(member.entries.iterdir()) == []
+
+
+def test_without_a_shared_folder_nothing_runs(member: Membership) -> None:
+    entries = Entries(replace(member, shared_dir=None))
+    with pytest.raises(RefusedError, match=r"mpi\.shared_dir is not set"):
+        entries.enter(request(), NOBODY_GONE)
+
+
+def test_the_agents_own_variables_do_not_reach_the_ranks(
+    member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    entries = Entries(member)
+    env = request(command="env >env", env={"OMPI_X": "1"})
+    assert entries.enter(env, NOBODY_GONE).wait(30.0) is not None
+    assert member.shared_dir is not None
+    names = {line.partition("=")[0] for line in (member.shared_dir / "work/env").open()}
+    assert {"OMPI_X", "PATH", "SIMAGENT_ENTRY"} <= names
+    assert "AWS_SECRET_ACCESS_KEY" not in names
