@@ -24,6 +24,8 @@ from simagent.client.agents import Agents
 from simagent.client.calls import Calls
 from simagent.client.listing import Wanted
 from simagent.config import Config, load_config
+from simagent.domain import keys
+from simagent.domain.cluster import Head
 from simagent.domain.fleet import Heartbeat
 from simagent.domain.keys import TaskKeys
 from simagent.domain.state import Status
@@ -95,6 +97,7 @@ def test_the_policies_of_agents_and_clients_are_enough_and_not_more(fleet: Fleet
             killed_task(fleet, user)
             refused_task(fleet, user)
             dead_letters(fleet, user, agents)
+        member_of_a_cluster(fleet.config(agents.endpoint))
         for guard in (agents, clients):
             config = fleet.config(guard.endpoint)
             try_queue(config)
@@ -165,6 +168,17 @@ def refused_task(fleet: Fleet, user: Rig) -> None:
     user.finish(task)
 
 
+def member_of_a_cluster(config: Config) -> None:
+    """A head and a member show themselves, each sees the other, and the member leaves."""
+    store = open_store(config)
+    Ledger(store).change_document(keys.cluster_head("c"), Head(), lambda head: head)
+    Ledger(store).change_document(keys.cluster_head("c"), Head(), lambda head: head)
+    store.put(keys.cluster_member("c", "a"), b"{}")
+    assert [entry.key for entry in store.scan(keys.cluster_members("c"))]
+    store.get(keys.cluster_member("c", "a"))
+    store.delete(keys.cluster_member("c", "a"))
+
+
 def broken_upload(config: Config, key: str) -> None:
     """One whose source fails late: its parts are given up."""
 
@@ -223,6 +237,7 @@ Call = Callable[[Config], object]
         ("tenant", lambda config: open_store(config).put("p/other/x", b""), "PutObject"),
         ("tenant", lambda config: open_store(config).put("open/default/X.other", b""), "PutObject"),
         ("tenant", lambda config: open_store(config).put("agents/a.json", b""), "PutObject"),
+        ("tenant", lambda config: open_store(config).put("clusters/c/head.json", b""), "PutObject"),
         ("tenant", lambda config: list(open_store(config).scan("p/other/")), "ListBucket"),
         ("agent", lambda config: open_store(config).put("images/mine.sif", b""), "PutObject"),
         ("agent", lambda config: open_store(config).put("open/others/X.lab", b""), "PutObject"),
