@@ -155,6 +155,15 @@ def test_the_script_takes_what_mpirun_gives_ssh(lab: Lab) -> None:
     assert lab.member.requests[0]["command"] == " exit 5 "
 
 
+def test_the_daemon_of_open_mpi_4_is_not_told_to_start_others(lab: Lab) -> None:
+    lab.plan()
+    lab.start()
+    said = ("orted() { exit 6; }; orted", "-mca", "plm", '"rsh"', "-mca", "plm_rsh_agent")
+    call = lab.mpirun("10.0.0.2", *said, '"/nowhere"', "-mca", "pmix", '"^s1"', "-mca", "plm")
+    assert ended(call)[0] == 6
+    assert lab.member.requests[0]["command"] == 'orted() { exit 6; }; orted -mca pmix "^s1"'
+
+
 def test_a_signal_that_ended_the_daemon_is_told_as_shells_do(lab: Lab) -> None:
     lab.plan()
     lab.start()

@@ -52,9 +52,17 @@ address=${1#*@}
 shift
 
 words=
-for word; do
-    # Its end would be taken for the daemon's.
-    [ "$word" = --daemonize ] || words="$words${words:+ }$word"
+while [ $# -gt 0 ]; do
+    case "$1 ${2-}" in
+        # Its end would be taken for the daemon's.
+        "--daemonize "*) shift ;;
+        # By these Open MPI 4's daemon would start others, and ends where it could not: where there
+        # is neither this script nor ssh.
+        "-mca plm" | "-mca plm_rsh_agent") shift $(($# < 3 ? $# : 3)) ;;
+        *)
+            words="$words${words:+ }$1"
+            shift ;;
+    esac
 done
 
 name=$$
