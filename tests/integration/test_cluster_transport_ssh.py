@@ -27,6 +27,7 @@ from simagent.cluster.connection import Connection, Pace
 from simagent.cluster.messages import Check, Checked, Enter, Exited, Started
 from simagent.cluster.ssh import HeadKey, SshError
 from simagent.cluster.sshd import Sshd, SshdError
+from simagent.cluster.sshd_config import config
 from simagent.domain.cluster import Member, Spanning
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -314,6 +315,24 @@ def test_a_port_that_is_taken_is_told(gate: Gate) -> None:
         with pytest.raises(SshdError, match=f"on port {gate.port}: .*Address already in use"):
             gate.sshd().ensure()
     gate.sshd().ensure()
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(gate: Gate) -> None:
+    gate.sshd().authorize(gate.key.public)
+    (gate.root / "sshd").chmod(0o777)
+    # As root it is made passable first, which takes that right away.
+    if os.geteuid() == 0:
+        os.chown(gate.root / "sshd", gate.account.pw_uid, -1)
+    with pytest.raises(SshdError, match="can be written to by others"):
+        gate.sshd().ensure()
+
+
+def test_newer_servers_do_not_lock_the_head_out() -> None:
+    lines = [
+        config(Path("/x"), port=1, user="u", relay=("r",), version=version).splitlines()
+        for version in ((9, 7), (9, 8), (10, 0), (0, 0))
+    ]
+    assert ["PerSourcePenalties no" in each for each in lines] == [False, True, True, False]
 
 
 def test_a_relay_that_its_user_cannot_run_is_told(gate: Gate) -> None:

@@ -4,8 +4,8 @@ import json
 import os
 import pwd
 import re
-import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -18,6 +18,7 @@ from simagent.cluster import relay
 from simagent.cluster.keyfiles import KeyFileError, make_key, write
 from simagent.cluster.messages import BEAT_EVERY, SILENT_AFTER
 from simagent.cluster.processes import Process, end, found
+from simagent.cluster.sshd_config import config, version
 
 AGENT_BACK_WITHIN: Final = 60.0
 """Seconds that a relay waits for its agent, which is being started anew, say."""
@@ -28,38 +29,6 @@ _KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}( [^\n]*)?")
 _START_LIMIT, _START_PAUSE, _STOP_LIMIT = 10.0, 0.02, 5.0
 _LOG_BYTES = 1 << 20
 _IN_USE = "Address already in use"
-
-_CONFIG = """\
-# Written by the agent: changes are lost. No file of the system's own ssh server is used.
-Port {port}
-HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/authorized_keys
-AllowUsers {user}
-ForceCommand exec {relay}
-PermitRootLogin no
-AuthenticationMethods publickey
-PubkeyAuthentication yes
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-HostbasedAuthentication no
-UsePAM no
-DisableForwarding yes
-PermitTunnel no
-PermitTTY no
-PermitUserRC no
-PermitUserEnvironment no
-# The folder of these files is this agent's alone, which is looked at before each start.
-StrictModes no
-PidFile none
-UseDNS no
-PrintMotd no
-Compression no
-LoginGraceTime 20
-MaxStartups 100:30:1000
-ClientAliveInterval 15
-ClientAliveCountMax 4
-LogLevel INFO
-"""
 
 
 class SshdError(Exception):
@@ -88,6 +57,8 @@ class Sshd:
         self._user = user
         self._relay = tuple(relay)
         self._started: subprocess.Popen[bytes] | None = None
+        self._looked_at: list[str | int] = []
+        self._version = (0, 0)
 
     @property
     def host_key(self) -> str:
@@ -140,14 +111,13 @@ class Sshd:
         """
         program, account = self._program(), self._account()
         _ = self.host_key
+        self._check_folder()
         if not (self._folder / "authorized_keys").exists():
             self.authorize(None)
-        config = _CONFIG.format(
-            port=self._port, folder=_plain(self._folder), user=self._user,
-            relay=shlex.join(self._relay),
-        )  # fmt: skip
-        stat = os.stat(program)
-        wanted = {"config": config, "program": [program, stat.st_mtime_ns, stat.st_size]}
+        program_stat = os.stat(program)
+        identity: list[str | int] = [program, program_stat.st_mtime_ns, program_stat.st_size]
+        text = self._config(identity)
+        wanted = {"config": text, "program": identity}
         if self._started is not None:
             self._started.poll()  # else it stays a zombie
         log = self._folder / "sshd.log"
@@ -161,7 +131,7 @@ class Sshd:
         if running is not None:
             end(running, _STOP_LIMIT)
         try:
-            write(self._folder / "sshd_config", config, 0o644)
+            write(self._folder / "sshd_config", text, 0o644)
             self._start(program, account, wanted, log)
         except OSError as error:
             raise SshdError(f"{program} cannot be started: {error}") from None
@@ -202,6 +172,31 @@ class Sshd:
                 f"`usermod --shell /bin/sh {self._user}`, or set mpi.ssh_user to another"
             )
         return account
+
+    def _check_folder(self) -> None:
+        """See whether nobody else can put files in the place of those in there."""
+        try:
+            its = self._folder.stat(follow_symlinks=False)
+        except OSError as error:
+            raise SshdError(str(error)) from None
+        if not stat.S_ISDIR(its.st_mode) or its.st_uid != os.geteuid() or its.st_mode & 0o022:
+            raise SshdError(
+                f"{self._folder} can be written to by others: remove it, another is made then"
+            )
+
+    def _config(self, identity: list[str | int]) -> str:
+        if self._looked_at != identity:
+            self._looked_at, self._version = identity, version(str(identity[0]))
+        try:
+            return config(
+                self._folder,
+                port=self._port,
+                user=self._user,
+                relay=self._relay,
+                version=self._version,
+            )
+        except ValueError as error:
+            raise SshdError(str(error)) from None
 
     def _record(self) -> dict[str, Any]:
         try:
@@ -282,14 +277,6 @@ class Sshd:
                 f"the user {self._user} may not read {look.stdout.strip()}: install simagent where "
                 "every user can run it"
             )
-
-
-def _plain(path: Path) -> str:
-    """Give a path as sshd_config(5) can have it. Raises `SshdError`."""
-    text = str(path)
-    if any(c.isspace() or c in "\"'%#$\\" for c in text):
-        raise SshdError(f"sshd cannot use files in {text!r}: choose another state_dir")
-    return text
 
 
 def _said(log: Path, offset: int) -> str:
