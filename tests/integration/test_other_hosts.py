@@ -1,0 +1,333 @@
+"""Steps whose ranks lie on several hosts: a fake mpirun, the real broker, fake members."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.containers import FakeContainers, FakeImages
+from fakes.launchers import Launchers, PlainLauncher
+from fakes.member_agents import FakeMember
+from fakes.rig import Rig
+from fakes.steps import alive, commands_of, until
+from simagent.cluster import relay
+from simagent.cluster.ssh import HeadKey
+from simagent.domain.keys import TaskKeys
+from simagent.domain.times import Times
+from simagent.ledger import Ledger
+from simagent.ports.clock import SystemClock, Wake
+from simagent.ports.launcher import Launcher, Ranks
+from simagent.worker.context import Context
+from simagent.worker.head import Head, Leadership
+from simagent.worker.journal import Entry, Place
+from simagent.worker.orders import Detached, Preempted
+
+SLEEP = "echo $SIMAGENT_TASK_ID; exec sleep 300"
+IMAGE = "docker://registry.example/melt:1"
+
+
+class ShellLauncher(PlainLauncher):
+    """An mpirun in three lines of shell: enters each other host, and ends as the worst does."""
+
+    def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
+        assert ranks.span is not None
+        line = shlex.join(argv)
+        agent = ranks.span.agent
+        others = [shlex.join((agent, h.address, line)) for h in ranks.span.hosts[1:]]
+        started = "".join(f'{other} & all="$all $!"\n' for other in others)
+        ended = "code=0; for one in $all; do wait $one || code=$?; done; exit $code"
+        script = f"trap 'kill $all; exit 143' TERM\n{started}{line} & all=\"$all $!\"\n{ended}"
+        return ("/bin/sh", "-c", script, "mpirun")
+
+
+class ShellLaunchers(Launchers):
+    def find(self, version: str | None) -> Launcher:
+        return ShellLauncher()
+
+    def inside(self) -> Launcher:
+        return ShellLauncher()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class FakeHead(Head):
+    """Leads a cluster of hosts that are reached by their relays, without ssh."""
+
+    def __init__(self, folder: Path, members: Mapping[str, FakeMember], ledger: Ledger) -> None:
+        self.members = members
+        self.named: list[Entry] = []
+        self.released: list[str] = []
+        self.doubted: list[tuple[str, str]] = []
+        own = Place(name="vm1", address="10.0.0.1", slots=1, agent="vm1")
+        it = Leadership(cluster="grid", own=own, network="10.0.0.0/24", shared_dir=folder)
+        clock, key = SystemClock(), HeadKey(folder / "key")
+        super().__init__(it, ledger, clock, Times(), incarnation="1", key=key)
+
+    def run(self, stop: Wake) -> None:
+        SystemClock().wait(None, stop)
+
+    def places(self) -> tuple[Place, ...]:
+        others = [
+            Place(name=name, address=f"10.0.1.{number}", slots=1, agent=name)
+            for number, name in enumerate(self.members)
+        ]
+        return (self.it.own, *others)
+
+    def trouble(self) -> str | None:
+        return None
+
+    @property
+    def settled(self) -> bool:
+        return True
+
+    def lacking(self, runtime: str, places: Any) -> str | None:
+        return None
+
+    def ssh(self, place: Place) -> tuple[str, ...]:
+        numbers = ("0.2", "10", "10")
+        path = str(self.members[place.name].path)
+        script = str(relay.__file__)
+        return (sys.executable, "-I", "-S", script, path, *numbers)
+
+    def name(self, entry: Entry) -> None:
+        self.named.append(entry)
+
+    def release(self, entry: Entry) -> None:
+        self.released.append(entry.task)
+
+    def doubt(self, place: Place, why: str) -> None:
+        self.doubted.append((place.name, why))
+
+
+class Cluster(Rig):
+    """A head's agent and two members."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        (folder / "shared").mkdir()
+        self.members = {name: FakeMember(folder / f"{name}.sock") for name in ("vm2", "vm3")}
+        self.containers = FakeContainers()
+        self.heads: list[FakeHead] = []
+
+    def change(self, ctx: Context) -> Context:
+        self.heads.append(FakeHead(self.folder / "shared", self.members, ctx.ledger))
+        return replace(
+            ctx,
+            head=self.heads[-1],
+            launchers=ShellLaunchers(),
+            runtimes={**ctx.runtimes, "docker": self.containers},
+            images={"docker": FakeImages()},
+        )
+
+    @contextmanager
+    def up(self) -> Iterator[Any]:
+        with self.agent(change=self.change) as agent:
+            yield agent
+
+    def ranks(self, line: str, hosts: int = 3, **fields: object) -> TaskKeys:
+        argv = ["/bin/sh", "-c", line]
+        run = {"run": argv, "mpi": {"np": hosts, "hosts": hosts}}
+        return self.submit(run, **fields)
+
+    def everywhere(self, task: TaskKeys) -> list[int]:
+        """Wait until all ranks run."""
+
+        def look() -> list[int] | None:
+            found = [pid for pid in commands_of(task.id) if _runs(pid, "sleep")]
+            return found if len(found) == 3 else None
+
+        return self.until(look)
+
+    def relays(self, name: str) -> list[int]:
+        path = str(self.members[name].path).encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if path in words:
+                found.append(int(folder.name))
+        return found
+
+
+def _runs(pid: int, program: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == program
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    yield cluster
+    for member in cluster.members.values():
+        member.end()
+
+
+def nothing_left(cluster: Cluster, task: TaskKeys) -> None:
+    until(lambda: commands_of(task.id) == [], "an end of all ranks and of the broker")
+    assert all(member.running == [] for member in cluster.members.values())
+    assert not list((cluster.folder / "shared" / "grid").iterdir())
+    assert not list((cluster.folder / "state" / "attempts").iterdir())
+
+
+def test_ranks_run_on_all_hosts_and_see_what_they_should(cluster: Cluster) -> None:
+    with cluster.up():
+        task = cluster.ranks("echo $GREETING >>$OUT", env={"GREETING": "hello", "OUT": "out"})
+        requests = [m.requests for m in cluster.members.values()]
+        state = cluster.finish(task)
+    assert (state.status, state.message) == ("succeeded", "")
+    for asked in requests:
+        (enter,) = [request for request in asked if request["ask"] == "enter"]
+        assert enter["attempt"] == {"project": "default", "task": task.id, "epoch": 1}
+        assert enter["folder"].endswith(f"{task.id}.1.{enter['agent']}/work/output/artifacts")
+        assert enter["env"]["GREETING"] == "hello"
+        assert enter["env"]["SIMAGENT_TASK_ID"] == task.id
+        assert "PATH" not in enter["env"], "that is each host's own"
+        assert (enter["runtime"], enter["image"]) == ("process", None)
+    assert cluster.heads[0].released == [task.id]
+    nothing_left(cluster, task)
+
+
+def test_containers_get_what_leads_to_the_other_hosts(cluster: Cluster) -> None:
+    with cluster.up():
+        task = cluster.ranks("true", image=IMAGE)
+        state = cluster.finish(task)
+    plan = cluster.containers.plans[0]
+    assert plan.sandbox is not None
+    assert plan.sandbox.network == "host"
+    (mount,) = [m for m in plan.sandbox.mounts if str(m.target) == "/workdir/launch"]
+    assert "/workdir/launch/enter" in plan.argv[2]
+    assert state.attempts[0].steps[0].argv[-1] == "mpirun"
+    assert mount.source.name == "0"
+
+
+def test_samples_of_all_hosts_are_kept(cluster: Cluster) -> None:
+    with cluster.up():
+        task = cluster.ranks(SLEEP)
+        cluster.everywhere(task)
+        (metrics,) = (cluster.folder / "state" / "attempts").glob("*/metrics.jsonl")
+        until(lambda: b'"host":"vm2"' in metrics.read_bytes(), "a sample of vm2")
+        until(lambda: b'"host":"vm3"' in metrics.read_bytes(), "a sample of vm3")
+        cluster.client.kill(task, by="the test", grace=1.0)
+        cluster.finish(task)
+    nothing_left(cluster, task)
+
+
+@pytest.mark.parametrize("how", ["kill", "time_limit"])
+def test_all_ranks_end_with_their_task(cluster: Cluster, how: str) -> None:
+    limit = 4.0 if how == "time_limit" else None
+    with cluster.up():
+        task = cluster.ranks(SLEEP, grace=1.0, time_limit=limit)
+        cluster.everywhere(task)
+        if how == "kill":
+            cluster.client.kill(task, by="the test")
+        state = cluster.finish(task)
+    assert state.status == ("killed" if how == "kill" else "timed_out")
+    nothing_left(cluster, task)
+
+
+def test_a_host_that_is_lost_gives_the_task_back_with_its_name(cluster: Cluster) -> None:
+    with cluster.up():
+        task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
+        cluster.everywhere(task)
+        for pid in cluster.relays("vm3"):
+            os.kill(pid, signal.SIGKILL)
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("error", "mpi_host_lost")
+    assert "host vm3: " in (state.message or "")
+    assert [name for name, _ in cluster.heads[0].doubted] == ["vm3"]
+    nothing_left(cluster, task)
+
+
+def test_a_failure_of_a_rank_is_not_taken_for_that_of_a_host(cluster: Cluster) -> None:
+    with cluster.up():
+        task = cluster.ranks("exit 3")
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("failed", "exit_code")
+    nothing_left(cluster, task)
+
+
+def test_a_daemon_that_is_killed_is_a_host_that_is_lost(cluster: Cluster) -> None:
+    """Whatever mpirun exits with: that of Open MPI 5 exits with 0."""
+    with cluster.up():
+        task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
+        cluster.everywhere(task)
+        (daemon,) = cluster.members["vm2"].entries.values()
+        daemon.send_signal(signal.SIGKILL)
+        for pid in commands_of(task.id):
+            if _runs(pid, "sleep"):
+                os.kill(pid, signal.SIGTERM)
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("error", "mpi_host_lost")
+    assert "host vm2: MPI's daemon there was ended by SIGKILL" in (state.message or "")
+    nothing_left(cluster, task)
+
+
+def test_the_next_incarnation_goes_on_with_all_ranks(cluster: Cluster) -> None:
+    go = cluster.folder / "go"
+    with cluster.up() as agent:
+        line = f"touch {cluster.folder}/began.$$; until [ -e {go} ]; do sleep 0.1; done"
+        task = cluster.ranks(line)
+        until(lambda: len(list(cluster.folder.glob("began.*"))) == 3, "all ranks")
+        agent.interrupt(Detached("the agent stops"))
+    assert len(commands_of(task.id)) > 3
+    with cluster.up():
+        go.touch()
+        state = cluster.finish(task)
+    assert (state.status, state.epoch) == ("succeeded", 1)
+    assert len(list(cluster.folder.glob("began.*"))) == 3
+    nothing_left(cluster, task)
+
+
+def test_a_host_that_was_lost_while_no_agent_ran_is_noticed_by_the_next(cluster: Cluster) -> None:
+    with cluster.up() as agent:
+        task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
+        ranks = cluster.everywhere(task)
+        agent.interrupt(Detached("the agent stops"))
+    for pid in cluster.relays("vm2"):
+        os.kill(pid, signal.SIGKILL)
+    with cluster.up():
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("error", "mpi_host_lost")
+    assert "host vm2: " in (state.message or "")
+    assert not any(map(alive, ranks))
+    nothing_left(cluster, task)
+
+
+def test_preemption_ends_all_ranks(cluster: Cluster) -> None:
+    with cluster.up() as agent:
+        task = cluster.ranks(SLEEP, grace=1.0)
+        cluster.everywhere(task)
+        agent.interrupt(Preempted("the machine goes away"))
+    assert cluster.client.state(task).status == "queued"
+    nothing_left(cluster, task)
+
+
+def test_a_broker_that_is_killed_ends_the_step(cluster: Cluster) -> None:
+    with cluster.up():
+        task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
+        cluster.everywhere(task)
+        brokers = [pid for pid in commands_of(task.id) if b"cluster.broker" in _words(pid)]
+        (broker,) = brokers
+        os.kill(broker, signal.SIGKILL)
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("error", "mpi_host_lost")
+    nothing_left(cluster, task)
+
+
+def _words(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
