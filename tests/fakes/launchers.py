@@ -10,13 +10,10 @@ class PlainLauncher:
 
     def __init__(self, name: str = "mpirun") -> None:
         self.name = name
-        self.version = name
+        self.mpi = name
 
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
-        return (*self.front(ranks), *argv)
-
-    def front(self, ranks: Ranks) -> tuple[str, ...]:
-        return (self.name, str(ranks.np))
+        return (self.name, str(ranks.np), *argv)
 
     def environment(self, ranks: Ranks) -> Mapping[str, str]:
         del ranks

@@ -57,18 +57,17 @@ class HydraLauncher:
         self, mpirun: str = "mpirun", *, version: str = "", allow: Collection[str] = ()
     ) -> None:
         """``allow`` names options that users may add although they are refused otherwise."""
-        self.version = version
+        self.mpi = f"{MPICH} {version}"
         self._mpirun = mpirun
         self._allow = frozenset(allow)
 
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
         check_program(argv)
-        command = (*self.front(ranks), *argv)
+        command = (*self._front(ranks), *argv)
         return guarded(command, argv[0], MPICH) if ranks.guard else command
 
-    def front(self, ranks: Ranks) -> tuple[str, ...]:
-        """Build the command line up to the program. Raises `LaunchError`."""
+    def _front(self, ranks: Ranks) -> tuple[str, ...]:
         check_args(ranks.args, _HARMLESS, _check_values, others=_OTHERS, allow=self._allow)
         bind = binding(ranks)
         return (

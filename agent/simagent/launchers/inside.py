@@ -45,7 +45,7 @@ class InsideLauncher:
     """
 
     name = "inside"
-    version = ""
+    mpi = ""
 
     def __init__(self, *, allow: Collection[str] = ()) -> None:
         self._allow = frozenset(allow)
@@ -53,11 +53,10 @@ class InsideLauncher:
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
         check_program(argv)
-        command = (*self.front(ranks), *argv)
+        command = (*self._front(ranks), *argv)
         return guarded(command, argv[0]) if ranks.guard else command
 
-    def front(self, ranks: Ranks) -> tuple[str, ...]:
-        """Build the command line up to the program. Raises `LaunchError`."""
+    def _front(self, ranks: Ranks) -> tuple[str, ...]:
         self._check_args(ranks)
         check_span(ranks)
         bind = binding(ranks)

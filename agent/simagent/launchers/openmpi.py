@@ -74,7 +74,7 @@ class OpenMpiLauncher:
     def __init__(
         self, mpirun: str, *, version: str, root: bool, allow: Collection[str] = ()
     ) -> None:
-        self.version = version
+        self.mpi = f"{OPEN_MPI} {version}"
         self._mpirun = mpirun
         self._major = int(version.partition(".")[0])
         self._root = root
@@ -83,11 +83,10 @@ class OpenMpiLauncher:
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
         check_program(argv)
-        command = (*self.front(ranks), *argv)
+        command = (*self._front(ranks), *argv)
         return guarded(command, argv[0], OPEN_MPI) if ranks.guard else command
 
-    def front(self, ranks: Ranks) -> tuple[str, ...]:
-        """Build the command line up to the program. Raises `LaunchError`."""
+    def _front(self, ranks: Ranks) -> tuple[str, ...]:
         check_args(
             ranks.args,
             _HARMLESS | dict.fromkeys(_SETS, 2),

@@ -86,14 +86,11 @@ class Launcher(Protocol):
     """One MPI implementation's way to start ranks."""
 
     name: str
-    version: str
-    """Of its `mpirun`; empty where that is an image's, or not known."""
+    mpi: str
+    """Whose `mpirun` it is, such as ``Open MPI 4.1.4``; empty where it is that of an image."""
 
     def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
-
-    def front(self, ranks: Ranks) -> tuple[str, ...]:
-        """Build the command line up to the program, for `StepPlan.launch`. Raises `LaunchError`."""
 
     def environment(self, ranks: Ranks) -> Mapping[str, str]:
         """Give the variables that the launcher itself has to see beside the step's own."""

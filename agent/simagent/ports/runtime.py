@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
@@ -63,6 +63,27 @@ class Sandbox:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+RANK: Final = ("/bin/sh", "-c", 'exec /bin/sh "$SIMAGENT_RANK"')
+"""What stands for the program in the command line of a `Launch`: each host has its own way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A program of the host that starts the step's ranks, each in a container of its own.
+
+    ``argv`` runs `RANK` as ``np`` ranks on this host and others: an `mpirun`; or it is the daemon
+    that an `mpirun` elsewhere has here. ``env`` is for itself; the ranks have the step's, and of
+    it only what an MPI tells its ranks. ``mpi`` says what it is, such as ``Open MPI 4.1.4``: where
+    the image's MPI does not go with that, the step says so and ends, as a guarded command does
+    (`simagent.ports.launcher.guard_said`). Empty: the image is not looked at.
+    """
+
+    argv: tuple[str, ...]
+    np: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    mpi: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """All that a step needs to run without the agent.
@@ -70,10 +91,9 @@ class StepPlan:
     ``folder`` is where the runtime keeps the records of the attempt's steps; ``number`` counts
     from 0. ``env`` is the whole environment, in a ``sandbox`` beside what the image sets. ``cwd``
     is a path in the sandbox where there is one. ``stdout`` and ``stderr``, paths of this host, are
-    appended to by the step itself. ``launch`` is a command line of the host that stands in front
-    of the container's: it starts one for each rank. ``grace`` and ``orphan_limit`` are seconds:
-    how long the step may take to end after SIGTERM, and after how long without any agent it is
-    ended.
+    appended to by the step itself. With ``launch`` it is run by a program of the host as ranks,
+    each in a ``sandbox``. ``grace`` and ``orphan_limit`` are seconds: how long the step may take
+    to end after SIGTERM, and after how long without any agent it is ended.
     """
 
     folder: Path
@@ -88,7 +108,7 @@ class StepPlan:
     orphan_limit: float = 1800.0
     limits: StepLimits = StepLimits()
     sandbox: Sandbox | None = None
-    launch: tuple[str, ...] = ()
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

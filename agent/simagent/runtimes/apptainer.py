@@ -1,6 +1,7 @@
 """Runs steps in Apptainer containers: each ``apptainer exec`` is a step of `ProcessRuntime`.
 
-So it has a shim, and is found again, stopped, limited and cleaned up after as any other program.
+Ranks that a program of the host starts have a container each: `apptainer_ranks` tells of those.
+A step has a shim, and is found again, stopped, limited and cleaned up after as any other program.
 Root's agent runs Apptainer as the task's user, who has no privileges; Apptainer needs none.
 """
 
@@ -8,7 +9,7 @@ import os
 import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
@@ -16,6 +17,7 @@ from simagent.ports.runtime import Mount, RuntimeFailedError, Sandbox, StepExit,
 from simagent.runtimes import records
 from simagent.runtimes.apptainer_box import Box, one_line
 from simagent.runtimes.apptainer_program import ApptainerProgram
+from simagent.runtimes.apptainer_ranks import FLAGS, shared_memory
 from simagent.runtimes.exit_codes import signal_of
 from simagent.runtimes.process import ProcessRuntime, ProcessStep
 from simagent.runtimes.static_shell import SHELLS, static_shell
@@ -60,6 +62,8 @@ class ApptainerStep:
                 self._exit = _told(ended, self._box)
                 # Where it was killed, an image that it had unpacked is left.
                 remove_folder(self._box.home)
+                if self._box.plan.launch is not None:
+                    remove_folder(shared_memory(self._box.plan))
         return self._exit
 
     def stop(self, grace: float) -> None:
@@ -112,6 +116,8 @@ class ApptainerRuntime:
         _check_reachable(outer.sandbox, box.folder.parent)
         try:
             box.write()
+            if plan.launch is not None:
+                self._write_launch(plan, box)
         except OSError as error:
             raise RuntimeFailedError(
                 Reason.AGENT_ERROR, f"cannot prepare the container: {error}"
@@ -138,23 +144,52 @@ class ApptainerRuntime:
         return self._process.reap(known)
 
     def _outer(self, plan: StepPlan, box: Box) -> StepPlan:
-        """Plan the ``apptainer exec`` that runs a step."""
+        """Plan the process of a step: an ``apptainer exec``, or what starts one for each rank."""
+        if plan.launch is None:
+            inside = box.command(self._shell, confined=self._process.confines)
+            command = self._container(plan, box, inside)
+        else:
+            command = ["/bin/sh", str(box.launcher)]
+        # By their variables, what a lost shim leaves is found.
+        marks = {name: text for name, text in plan.env.items() if name.startswith("SIMAGENT_")}
+        env = self.program.env(box.home) | marks
+        return replace(plan, argv=tuple(command), env=env, cwd=Path("/"))
+
+    def _write_launch(self, plan: StepPlan, box: Box) -> None:
+        """Write what starts the ranks. Raises OSError, `RuntimeFailedError`."""
+        assert plan.sandbox is not None
+        if plan.sandbox.network == "none":
+            raise RuntimeFailedError(
+                Reason.UNSUPPORTED,
+                "network: ranks that mpirun of the host starts need it: set it to host",
+            )
+        inside = box.command(self._shell, confined=self._process.confines)
+        look = box.look(self._shell)
+        box.write_launch(
+            self._container(plan, box, inside), self._container(plan, box, look) if look else ()
+        )
+
+    def _container(self, plan: StepPlan, box: Box, inside: Sequence[str]) -> list[str]:
+        """Give the command line of a container in which ``inside`` is run."""
         sandbox = plan.sandbox
         assert sandbox is not None
-        command = self.program.command("exec", *_FLAGS)
+        mounts = [*sandbox.mounts, *box.mounts(self._shell)]
+        if plan.launch is None:
+            command = self.program.command("exec", *_FLAGS)
+        else:
+            command = self.program.command("exec", *FLAGS)
+            # What it is told to mount from /dev, Apptainer looks for in its own.
+            memory = Path("/proc/self/root", *shared_memory(plan).parts[1:])
+            mounts.append(Mount(source=memory, target=PurePosixPath("/dev/shm")))  # noqa: S108
         if sandbox.network == "none":
             command += _NO_NETWORK
         if sandbox.gpus:
             command.append(_gpu_flag())
         if sandbox.uid == 0:
             command += ["--userns", "--no-privs"]
-        for mount in (*sandbox.mounts, *box.mounts(self._shell)):
+        for mount in mounts:
             command += ["--mount", _mount(mount)]
-        command += [sandbox.image, *box.command(self._shell, confined=self._process.confines)]
-        # By their variables, what a lost shim leaves is found.
-        marks = {name: text for name, text in plan.env.items() if name.startswith("SIMAGENT_")}
-        env = self.program.env(box.home) | marks
-        return replace(plan, argv=tuple(command), env=env, cwd=Path("/"))
+        return [*command, sandbox.image, *inside]
 
 
 def _mount(mount: Mount) -> str:
@@ -213,6 +248,8 @@ def _told(ended: StepExit, box: Box) -> StepExit:
     if reason is None:
         if ended.stopped or ended.reason in (Reason.ORPHANED, Reason.SHIM_LOST):
             return ended
+        if box.plan.launch is not None and "FATAL" not in _said(box.plan):
+            return _by_signal(ended)  # what was to start the ranks
         reason, message = _failed(ended, box)
     return replace(ended, exit_code=None, signal=None, reason=reason, message=message)
 

@@ -8,11 +8,13 @@ itself; and on a command line everybody could read them.
 import os
 import secrets
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from simagent.domain.reasons import Reason
 from simagent.ports.runtime import Mount, StepPlan
+from simagent.runtimes.apptainer_ranks import IN_CONTAINER, launch_script, look, rank_script
 
 INSIDE = PurePosixPath("/.simagent")
 SCRIPT, MARK, SHELL = INSIDE / "run", INSIDE / "mark", INSIDE / "sh"
@@ -70,6 +72,9 @@ class Box:
         """Where Apptainer itself keeps what it needs while the step runs."""
         self._script = self.folder / f"step-{plan.number}.run"
         self._mark = self.folder / f"step-{plan.number}.mark"
+        self.launcher = self.folder / f"step-{plan.number}.launch"
+        """What starts the ranks, where a program of the host does that."""
+        self._rank = self.folder / f"step-{plan.number}.rank"
 
     def mounts(self, shell: Path | None) -> tuple[Mount, ...]:
         """List what has to be seen in the container."""
@@ -83,13 +88,39 @@ class Box:
 
     def command(self, shell: Path | None, *, confined: bool) -> list[str]:
         """Give what is to be executed in the container."""
+        return self._run(shell, self.plan.argv, confined=confined)
+
+    def look(self, shell: Path | None) -> list[str]:
+        """Give what is to be executed in the container before ranks are; nothing if none is."""
+        arguments = look(self.plan)
+        interpreter = "/bin/sh" if shell is None else str(SHELL)
+        return self._run(shell, (interpreter, *arguments), confined=True) if arguments else []
+
+    def _run(self, shell: Path | None, argv: Sequence[str], *, confined: bool) -> list[str]:
         memory = self.plan.limits.memory_bytes
         limit = "" if memory is None or confined else str(memory // 1024)
         interpreter = "/bin/sh" if shell is None else str(SHELL)
-        return [interpreter, str(SCRIPT), str(self.plan.cwd), limit, *self.plan.argv]
+        return [interpreter, str(SCRIPT), str(self.plan.cwd), limit, *argv]
+
+    def write_launch(self, container: Sequence[str], look: Sequence[str]) -> None:
+        """Write what starts ranks, each by the command line ``container``. Raises OSError."""
+        owner = self._make()
+        launch = launch_script(self.plan, rank=self._rank, mark=self._mark, look=look)
+        _write(self._rank, rank_script(self.plan, container), 0o400, owner).replace(self._rank)
+        _write(self.launcher, launch, 0o400, owner).replace(self.launcher)
 
     def write(self) -> None:
         """Write the files anew, for a step that never ran. Raises OSError."""
+        owner = self._make()
+        # Another one may start the step as well, and be first: then the mark is the program's.
+        _write(self._script, _script(self.plan), 0o400, owner).replace(self._script)
+        mark = _write(self._mark, _BEFORE, 0o600, owner)
+        with suppress(FileExistsError):
+            self._mark.hardlink_to(mark)
+        mark.unlink()
+
+    def _make(self) -> tuple[int, int] | None:
+        """Make the folder; tell whose the files in it are to be, where not the agent's own."""
         sandbox = self.plan.sandbox
         assert sandbox is not None
         self.folder.mkdir(exist_ok=True)
@@ -98,12 +129,7 @@ class Box:
         owner = (sandbox.uid, sandbox.gid) if os.geteuid() == 0 else None
         if owner is not None:
             os.chown(self.home, *owner)
-        # Another one may start the step as well, and be first: then the mark is the program's.
-        _write(self._script, _script(self.plan), 0o400, owner).replace(self._script)
-        mark = _write(self._mark, _BEFORE, 0o600, owner)
-        with suppress(FileExistsError):
-            self._mark.hardlink_to(mark)
-        mark.unlink()
+        return owner
 
     def never_ran(self) -> tuple[Reason | None, str] | None:
         """Tell why the program did not run, where that is known of it; None if it did run."""
@@ -163,4 +189,5 @@ def _script(plan: StepPlan) -> str:
         # Apptainer shows all GPUs of the machine in the container.
         env |= dict.fromkeys(_VISIBLE, ",".join(plan.sandbox.gpu_ids))
     lines += [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
-    return "\n".join([*lines, _RUN])
+    begin = IN_CONTAINER + _RUN if plan.launch is not None else _RUN
+    return "\n".join([*lines, begin])
