@@ -110,9 +110,10 @@ class MemberLab:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("SIMAGENT_LAB") == str(self.folder):
+                ours = process.environ().get("SIMAGENT_LAB") == str(self.folder)
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return found
 
     def record(self) -> Member | None:
         """Read what the member tells of itself."""

@@ -1,8 +1,9 @@
-"""Whether a folder is the one that another host means: run as the user whose ranks will use it.
+"""Whether a folder is the one that another host means, for the user whose ranks will use it.
 
-``python -I -S token.py SHARED FOLDER FILE``, with the token on its standard input and the standard
-library only. What is wrong is printed, one line, and the exit code is 1; such a program can be
-given up where a file server does not answer.
+``python -I -S token.py SHARED FOLDER FILE UID GID``, with the token on its standard input and the
+standard library only; it becomes that user once it is loaded, who need not see this program. What
+is wrong is printed, one line, and the exit code is 1. A program of its own can be given up where a
+file server does not answer.
 """
 
 import errno
@@ -62,7 +63,15 @@ def _told(file: int, shared: str, path: str, token: str) -> str:
     return f"{shared} does not show this host the locks of others: mount it so that it does"
 
 
+def _become(uid: int, gid: int) -> None:
+    if uid != os.geteuid():
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
+
 if __name__ == "__main__":
+    _become(int(sys.argv[4]), int(sys.argv[5]))
     said = trouble(sys.argv[1], sys.argv[2], sys.argv[3], sys.stdin.read().strip())
     print(said, end="")  # noqa: T201 - that is how it answers
     sys.exit(1 if said else 0)

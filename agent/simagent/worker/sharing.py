@@ -26,31 +26,27 @@ def verify(member: Membership, request: Check) -> None:
     beneath(member, request.folder)
     shared, uid = member.shared_dir, request.uid
     check_user(member.settings, uid)
-    other = uid != os.geteuid()
-    # The source by value: the user may have no right to read where it is installed.
-    source = Path(program.__file__).read_text()
+    where = (str(shared), request.folder, TOKEN, str(uid), str(_group(uid)))
     try:
-        told = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", source, str(shared), request.folder, TOKEN],
-            input=request.token,
-            capture_output=True,
+        tried = subprocess.Popen(
+            (sys.executable, "-I", "-S", program.__file__, *where),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=_WITHIN,
-            check=False,
             cwd="/",
             env={},
-            user=uid if other else None,
-            group=_group(uid) if other else None,
-            extra_groups=() if other else None,
         )
+        told, _ = tried.communicate(request.token, timeout=_WITHIN)
     except subprocess.TimeoutExpired:
+        tried.kill()  # and not waited for: in the midst of a call to a file server it stays
         why = f"{shared} does not answer within {_WITHIN:g} s: look after its file server"
         raise RefusedError(Reason.MPI_HOST_LOST, why) from None
     except OSError as error:
         raise RefusedError(Reason.AGENT_ERROR, f"{shared} cannot be tried: {error}") from None
-    if told.returncode != 0:
-        lines = (told.stdout or told.stderr).strip().splitlines()
-        why = lines[-1] if lines else f"the test of {shared} ended with {told.returncode}"
+    if tried.returncode != 0:
+        lines = told.strip().splitlines()
+        why = lines[-1] if lines else f"the test of {shared} ended with {tried.returncode}"
         raise RefusedError(Reason.MPI_HOST_LOST, why)
 
 
