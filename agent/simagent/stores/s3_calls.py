@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import urllib3.exceptions
 from boto3.session import Session
 from botocore import exceptions as boto
 from botocore.config import Config as BotoConfig
+from botocore.loaders import Loader
 from botocore.parsers import ResponseParserError
+from botocore.session import Session as CoreSession
 
 from simagent.ports.store import StoreRefusedError
 from simagent.stores.s3_errors import EXPIRED, WRONG, Place, classify, code_of, stranger
@@ -144,13 +147,22 @@ def connect(access: Access, tries: int) -> Any:
         response_checksum_validation="when_required",
     )
     # A session of its own: boto3's default one is not safe between threads.
-    return Session().client(
+    session = CoreSession()
+    session.register_component("data_loader", _descriptions())
+    return Session(botocore_session=session).client(
         "s3",
         endpoint_url=access.endpoint,
         region_name=access.region,
         verify=str(access.ca_bundle) if access.ca_bundle else None,
         config=config,
     )
+
+
+@cache
+def _descriptions() -> Loader:
+    """Give what boto3 reads of S3's API: for all clients once, as it takes time and much memory."""
+    loader: Loader = CoreSession().get_component("data_loader")
+    return loader
 
 
 def checked(data: bytes) -> dict[str, str]:

@@ -1,15 +1,15 @@
 """Large objects go up in parts, while the stream they are made of is of unknown length.
 
-Some parts are under way at the same time, so that memory is bounded whatever the stream does: four
+Some parts are under way at the same time, so that memory is bounded whatever the stream does: six
 of the first size, later ones alone, and one that is being filled.
 """
 
+import io
 import secrets
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from itertools import count
 from typing import Any
 
 from simagent.ports.store import Body, StoreError, StoreUnavailableError
@@ -18,7 +18,7 @@ from simagent.stores.s3_calls import S3Calls, checked
 FIRST_PART = 8 << 20
 """Bytes of a part: at least 5 MiB, and S3 takes no more than 10,000 of them."""
 _PARTS_OF_A_SIZE = 1000
-_UNDER_WAY = 4 * FIRST_PART
+_UNDER_WAY = 6 * FIRST_PART
 _MARK = "simagent-upload"
 
 
@@ -36,22 +36,34 @@ def upload(calls: S3Calls, key: str, body: Body) -> tuple[str, int]:
 
 
 def parts_of(chunks: Iterable[bytes], first: int = FIRST_PART) -> Generator[bytes, None, None]:
-    """Cut a stream into parts, larger ones the further it goes: they have to reach to its end."""
-    buffer = bytearray()
-    made = count()
-    size = first
+    """Cut a stream into parts, larger ones the further it goes: they have to reach to its end.
+
+    Chunks that are parts already are given as they are.
+    """
+    buffer = io.BytesIO()
+    made = 0
     for chunk in chunks:
         left = memoryview(chunk)
         while left:
-            taken = left[: size - len(buffer)]
-            buffer += taken
+            size = first << (made // _PARTS_OF_A_SIZE)
+            taken = left[: size - buffer.tell()]
             left = left[len(taken) :]
-            if len(buffer) == size:
-                yield bytes(buffer)
-                buffer.clear()
-                size = first << ((next(made) + 1) // _PARTS_OF_A_SIZE)
-    if buffer:
-        yield bytes(buffer)
+            whole = len(taken) == len(chunk) == size and isinstance(chunk, bytes)
+            if not whole:
+                buffer.write(taken)
+            if whole or buffer.tell() == size:
+                made += 1
+                yield chunk if whole else _emptied(buffer)
+    if buffer.tell():
+        yield _emptied(buffer)
+
+
+def _emptied(buffer: io.BytesIO) -> bytes:
+    """Take what is in a buffer, which does not copy it."""
+    data = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return data
 
 
 def _then(waiting: deque[bytes], parts: Iterator[bytes]) -> Iterator[bytes]:

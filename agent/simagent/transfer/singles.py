@@ -28,7 +28,8 @@ ODD = "output-odd/"
 _LONGEST = 700
 """Bytes of a path: S3 allows 1024 for the whole key, with the store's own prefix."""
 _SMALL = 8 << 20
-_READ = 1 << 20
+_READ = 8 << 20
+"""Bytes of a chunk of a large file: such as become parts of an upload as they are."""
 _TRIES = 3
 
 
