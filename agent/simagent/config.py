@@ -183,6 +183,14 @@ class Config(BaseSettings):
         "mpirun",
         description="Program that starts MPI ranks; {version} in it is that which a step asks for.",
     )
+    cloud: Literal["auto", "aws", "gcp", "azure", "none"] = Field(
+        "auto",
+        description="Cloud that is asked whether it takes the machine away; "
+        "auto: as the firmware tells.",
+    )
+    cloud_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
+        None, description="URL of the cloud's metadata server; default: http://169.254.169.254."
+    )
     pack_threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads that compress outputs; 0: one for each core."
     )

@@ -237,6 +237,7 @@ def _membership(config: Config) -> "Membership":
 
 def open_context(config: Config) -> "Context":
     """Make all that the agent works with."""
+    from simagent.clouds.choice import choose, facts
     from simagent.wiring_head import open_head
     from simagent.worker.context import Context
     from simagent.worker.identity import identify
@@ -244,7 +245,8 @@ def open_context(config: Config) -> "Context":
 
     cgroups = open_cgroups(config)
     identity = identify(config.state_dir, config.agent)
-    limits = {"limits": "cgroup" if cgroups else "rlimits"}
+    cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
+    machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
     journals = Journals(config.state_dir)
     existing = not journals.empty
     clock = SystemClock()
@@ -258,12 +260,13 @@ def open_context(config: Config) -> "Context":
         queue=open_queue(config, config.group, prove=not existing),
         clock=clock,
         times=config.times,
-        identity=replace(identity, machine={**identity.machine, **limits}),
+        identity=replace(identity, machine={**identity.machine, **machine}),
         journals=journals,
         runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
         images=open_images(config, every=existing),
         launchers=open_launchers(config),
         settings=_settings(config),
+        cloud=cloud,
     )
 
 

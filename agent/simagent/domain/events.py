@@ -11,6 +11,11 @@ class Event(StrEnum):
 
     AGENT_STARTED = "agent_started", "The agent has started.", "agent incarnation version limits"
     AGENT_STOPPED = "agent_stopped", "The agent stops; simulations may go on.", "reason"
+    MACHINE_LEAVES = (
+        "machine_leaves",
+        "The cloud takes the machine away, or may soon: then `certain` is false.",
+        "cloud what seconds certain",
+    )
     AGENT_CRASHED = "agent_crashed", "A core thread died: the agent stops.", "thread error"
     STORE_LOST = "store_lost", "The store stopped answering.", "error"
     STORE_BACK = "store_back", "The store answers again.", "seconds"

@@ -38,6 +38,7 @@ from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
 
 _FLUSH_SECONDS = 10.0
+_SHARE_TO_FLUSH = 1 / 3
 _MOST_CRASHES = 3
 _NICE = 10
 
@@ -241,7 +242,8 @@ class AttemptRun:
 
     def _give_back(self, reason: Reason, message: str) -> Ending | None:
         stop_leftovers(self._ctx, self._journal.folder)
-        self._telemetry.stop(_FLUSH_SECONDS)
+        now = self._ctx.clock.now()
+        self._telemetry.stop(self.orders.time_for(_FLUSH_SECONDS, now, _SHARE_TO_FLUSH))
         ended = self._ctx.clock.wall()
         attempt = self._attempt().with_(reason=reason, message=message, ended=ended)
         kept = self._checkpoints.last(self._steps.left) if self._checkpoints is not None else None

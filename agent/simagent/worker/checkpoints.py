@@ -52,6 +52,7 @@ _LOOKS_SHARE = 4.0
 _SHORTEST_HUNT, _LONGEST_HUNT = 10.0, 300.0
 """Seconds in which such a moment is looked for."""
 _LAST_WITHIN = 45.0
+_SHARE_OF_LAST = 0.8  # of the time left; then the task is given back
 """Seconds that a task which is given back may wait for its last set to be stored."""
 _JOIN_SECONDS = 10.0
 _LONGEST_PAUSE = 30.0
@@ -137,7 +138,8 @@ class Checkpoints:
         the state names already is better), and where there is no time for it. Raises `Detached`
         and `LeaseLost`.
         """
-        deadline = self._ctx.clock.now() + _LAST_WITHIN
+        now = self._ctx.clock.now()
+        deadline = now + self._orders.time_for(_LAST_WITHIN, now, _SHARE_OF_LAST)
         if not self.stop(_JOIN_SECONDS) or left is None:
             return None
         try:
@@ -302,7 +304,7 @@ class Checkpoints:
         if isinstance(self._orders.interrupted, Detached | LeaseLost):
             raise self._orders.interrupted
         if self._ctx.clock.now() >= deadline:
-            raise _StoppedError(f"it took longer than {_LAST_WITHIN:g} s to store")
+            raise _StoppedError("it took too long to store")
         self._check_room()
 
     # --- What is known of the last one --------------------------------------------------------

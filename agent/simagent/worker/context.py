@@ -8,6 +8,7 @@ from pathlib import Path
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
+from simagent.ports.cloud import Cloud
 from simagent.ports.images import Images
 from simagent.ports.launcher import Launchers
 from simagent.ports.queue import Queue
@@ -96,5 +97,7 @@ class Context:
     settings: Settings = field(default_factory=Settings)
     head: Head | None = None
     """Of the MPI cluster that the agent leads."""
+    cloud: Cloud | None = None
+    """What the machine is rented from; None where it is of no cloud."""
     free_bytes: Callable[[Path], int] = free_bytes
     """Tells what is free on the disk of a folder."""

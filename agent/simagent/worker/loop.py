@@ -20,6 +20,7 @@ from simagent.worker.drain import DrainFile
 from simagent.worker.gathering import remove_strays
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
+from simagent.worker.notices import NoticeWatch
 from simagent.worker.notify import Notifier
 from simagent.worker.orders import Detached, Interrupted
 from simagent.worker.queueing import Line
@@ -155,6 +156,9 @@ class Agent:
             self._threads.start("drain", watch)
         if self._ctx.head is not None:
             self._threads.start("head", partial(self._ctx.head.run, self._ended))
+        if self._ctx.cloud is not None:
+            notices = NoticeWatch(self._ctx.cloud, self._ctx.clock, self.interrupt)
+            self._threads.start("notices", partial(notices.run, self._ended))
         if self._ctx.images:
             self._threads.start("caretaker", partial(_caretaker(self._ctx).run, self._ended))
         if self._heart is None:

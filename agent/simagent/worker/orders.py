@@ -6,9 +6,13 @@ from simagent.ports.clock import Wake
 
 
 class Interrupted(Exception):
-    """An attempt does not go on here. ``rank`` tells which order outweighs which."""
+    """An attempt does not go on here. ``rank`` tells which order outweighs which.
+
+    All that it asks for has to be done at ``until``, in seconds of the clock, where that is known.
+    """
 
     rank = 0
+    until: float | None = None
     reason = Reason.AGENT_ERROR
     """Why a step is told to end for it."""
 
@@ -25,6 +29,10 @@ class Preempted(Interrupted):
 
     rank = 2
     reason = Reason.PREEMPTED
+
+    def __init__(self, message: str, until: float | None = None) -> None:
+        super().__init__(message)
+        self.until = until
 
 
 class Detached(Interrupted):
@@ -73,6 +81,13 @@ class Orders:
         if self.interrupted is None or order.rank > self.interrupted.rank:
             self.interrupted = order
             self.wake.set()
+
+    def time_for(self, most: float, now: float, share: float = 1.0) -> float:
+        """Tell how many seconds something may take: ``most``, or a share of all that is left."""
+        order = self.interrupted
+        if order is None or order.until is None:
+            return most
+        return min(most, share * max(0.0, order.until - now))
 
     def check(self) -> None:
         """Raise the standing order not to go on, if there is one."""

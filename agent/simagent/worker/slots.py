@@ -158,5 +158,7 @@ class Slots:
         detached = isinstance(order, Detached)
         within = settings.stop_within if detached else settings.give_back_within
         deadline = clock.now() + within
+        if order.until is not None:
+            deadline = min(deadline, order.until)
         for running in self._running:
             running.thread.join(max(0.0, deadline - clock.now()))

@@ -32,6 +32,7 @@ from simagent.worker.span import LOOK_EVERY, Doors
 _STOP_MARGIN = 15.0
 _LAST_WORDS = 1 << 16
 _HASTY_GRACE = 5.0
+_SHARE_TO_STOP = 1 / 3  # of the time left; the rest is for what is to be kept
 _LOOK_AGAIN = 1.0
 
 log = structlog.get_logger()
@@ -226,8 +227,10 @@ class StepRunner:
         grace = self._spec.grace
         if isinstance(order, LeaseLost):
             grace = min(grace, _HASTY_GRACE)
+        now = self._ctx.clock.now()
+        grace = self._orders.time_for(grace, now, _SHARE_TO_STOP)
         self._stop(step, grace, order.reason)
-        deadline = self._ctx.clock.now() + grace + _STOP_MARGIN
+        deadline = now + grace + self._orders.time_for(_STOP_MARGIN, now, _SHARE_TO_STOP)
         while (left := deadline - self._ctx.clock.now()) > 0:
             exit_ = step.wait(left)
             if exit_ is not None:

@@ -1,0 +1,1 @@
+"""The clouds that machines are rented from, by their metadata servers."""

@@ -1,0 +1,53 @@
+"""One question to a metadata server: short, never by way of a proxy."""
+
+import http.client
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from simagent.ports.cloud import CloudError
+
+LINK_LOCAL = "http://169.254.169.254"
+_SECONDS = 2.0
+_MOST_BYTES = 1 << 20
+
+
+class NothingThereError(CloudError):
+    """The server knows no such thing: an answer, not a failure."""
+
+
+class DeniedError(CloudError):
+    """The server does not let the question through (401 or 403)."""
+
+
+def ask(base: str, path: str, headers: Mapping[str, str], *, method: str = "GET") -> str:
+    """Give the body of the answer. Raises `CloudError`.
+
+    ``base`` is http://HOST[:PORT]. It takes 2 s to connect and 2 s between bytes at most.
+    """
+    where = urlsplit(base)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=_SECONDS)
+    try:
+        connection.request(method, path, headers=dict(headers))
+        answer = connection.getresponse()
+        body = answer.read(_MOST_BYTES).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise CloudError(f"{base}{path}: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    match answer.status:
+        case 200:
+            return body
+        case 404:
+            raise NothingThereError(f"{base}{path}: there is none")
+        case 401 | 403:
+            raise DeniedError(f"{base}{path}: answered {answer.status}")
+    raise CloudError(f"{base}{path}: answered {answer.status}")
+
+
+def seconds_until(text: str, form: str, now: float) -> float:
+    """Tell how long it is until a time in UTC, from the Unix time ``now``. Raises `CloudError`."""
+    try:
+        return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp() - now
+    except ValueError:
+        raise CloudError(f"{text[:80]!r} is no time of the form {form}") from None
