@@ -101,6 +101,17 @@ def test_more_than_the_cluster_has_may_come_until_all_had_the_time_to() -> None:
     )
 
 
+def test_a_host_that_is_away_is_waited_for() -> None:
+    head = cluster("a", "b", settled=True)
+    assert names(spec(np=3, hosts=3), head) == ["head", "a", "b"]
+    b = Place(name="b", address="10.0.0.98", slots=2, agent="agent-b")
+    head.doubt(b, "it was lost")
+    assert refused(spec(np=3, hosts=3), head) == (
+        "commands[1].mpi.hosts: 3 hosts are asked for, the cluster has 2 (b: it was lost)",
+        False,
+    )
+
+
 def test_several_hosts_want_a_cluster() -> None:
     assert refused(spec(np=2, hosts=2), None) == (
         "commands[1].mpi.hosts: 2 hosts are asked for, there is no more than this one",

@@ -65,7 +65,11 @@ class Event(StrEnum):
     )
     CLUSTER_LED = "cluster_led", "The agent leads its MPI cluster.", "cluster"
     CLUSTER_LOST = "cluster_lost", "Another agent leads the MPI cluster.", "cluster agent"
-    HOSTS_AWAITED = "hosts_awaited", "Hosts of the cluster are not there yet.", "cluster missing of"
+    HOSTS_AWAITED = (
+        "hosts_awaited",
+        "Hosts of the cluster are not there yet.",
+        "cluster missing of error",
+    )
     HOSTS_THERE = "hosts_there", "The hosts that the cluster needs are there.", "cluster hosts"
     HOST_JOINED = "host_joined", "A member of the cluster can take part.", "cluster host"
     HOST_GONE = "host_gone", "A member of the cluster cannot take part.", "cluster host error"

@@ -80,7 +80,9 @@ class Head:
         self._silence: Silence | None = None
         self._leads = False
         self._ready = False
-        self._awaited = -1
+        self._most = 1
+        """The hosts that there were at a time."""
+        self._awaited: tuple[object, ...] = ()
         self._began = clock.now()
         self._renew_at = clock.now()
         self._lock = threading.Lock()
@@ -155,15 +157,21 @@ class Head:
     def _tell(self) -> None:
         """Log for how many hosts it waits, each time that this changes."""
         missing = self.missing
-        if missing != self._awaited and not self._ready and self._leads:
+        awaited = (missing, *sorted(self._roster.amiss()))
+        if awaited != self._awaited and not self._ready and self._leads:
             if missing:
                 log.info(
-                    Event.HOSTS_AWAITED, cluster=self.it.cluster, missing=missing, of=self.size
+                    Event.HOSTS_AWAITED,
+                    cluster=self.it.cluster,
+                    missing=missing,
+                    of=self.size,
+                    error=self.away().strip(" ()"),
                 )
             elif self.size > 1:
                 log.info(Event.HOSTS_THERE, cluster=self.it.cluster, hosts=self.size)
-        self._awaited = missing
+        self._awaited = awaited
         self._ready = self._ready or not missing
+        self._most = max(self._most, len(self.places()))
 
     # --- The hosts ------------------------------------------------------------------------------
 
@@ -180,8 +188,10 @@ class Head:
 
     @property
     def settled(self) -> bool:
-        """Whether all had the time to show themselves: who is not there now may never be."""
-        return self._ready and self._clock.now() - self._began >= _SETTLED_AFTER
+        """Whether all had the time to show themselves, and none is away: more may never come."""
+        waited = self._clock.now() - self._began >= _SETTLED_AFTER
+        away = self.missing or len(self.places()) < self._most or self._roster.amiss()
+        return self._ready and waited and not away
 
     def places(self) -> tuple[Place, ...]:
         """List the hosts that can be used, this one first."""
@@ -202,13 +212,13 @@ class Head:
         if not self._leads:
             return f"cluster {cluster} is led by {self._by}" if self._by else "it has not begun yet"
         if not self._ready:
-            return f"{self._waiting()}{self._amiss()}"
+            return f"{self._waiting()}{self.away()}"
         return None
 
     def _waiting(self) -> str:
         return f"cluster {self.it.cluster} waits for {self.missing} of {self.size} hosts"
 
-    def _amiss(self) -> str:
+    def away(self) -> str:
         """Tell which hosts are not there, and why, as far as that is known."""
         there = self._roster.members()
         unknown = [

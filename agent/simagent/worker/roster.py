@@ -82,7 +82,7 @@ class Roster:
         """Tell of each member that cannot take part why, by the name of its host."""
         troubles = {}
         for seen in self._seen.values():
-            if seen.record and seen.proven and (why := self._amiss(seen)):
+            if seen.record and (why := self._amiss(seen)):
                 troubles[seen.record.host] = why
         return troubles
 

@@ -39,7 +39,8 @@ def choose_hosts(
         if layout.trouble is not None:
             # A member may still come; where all had the time to, nobody waits for one.
             lasting = head is None or head.settled
-            raise NoRuntimeError(f"commands[{number}].{layout.trouble}", lasting=lasting)
+            away = head.away() if head is not None else ""
+            raise NoRuntimeError(f"commands[{number}].{layout.trouble}{away}", lasting=lasting)
         most = max(most, len(layout.hosts))
     if head is None or not most:
         return ()

@@ -1,0 +1,271 @@
+"""The hosts of an attempt are gathered: members answer at a real entrance, over a real relay."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from fakes.hosts import member
+from fakes.rig import Rig
+from fakes.steps import until
+from fakes.tasks import attempt
+from simagent.cluster import relay
+from simagent.cluster import token as token_program
+from simagent.cluster.duties import Hold, RefusedError
+from simagent.cluster.entrance import Entrance
+from simagent.cluster.messages import TOKEN, Check, Checked, Enter, Fetch, Fetched
+from simagent.cluster.ssh import HeadKey
+from simagent.domain import keys
+from simagent.domain.cluster import Head as Record
+from simagent.domain.cluster import Member
+from simagent.domain.reasons import Reason
+from simagent.domain.spec import Spec
+from simagent.domain.state import Kill, Status
+from simagent.ports.clock import SystemClock, Waitable, Wake
+from simagent.telemetry.timeline import Timeline
+from simagent.wiring import open_context
+from simagent.worker.context import Context
+from simagent.worker.endings import Ending, StepLostError
+from simagent.worker.gathering import gather, remove_strays, scatter
+from simagent.worker.head import Head, Leadership
+from simagent.worker.journal import Entry, Journal, Place
+from simagent.worker.orders import Orders
+from simagent.worker.spanning import on_hosts
+
+DIGEST = "sha256:" + "0" * 64
+IMAGE = f"docker://reg.example/i@{DIGEST}"
+
+
+class Host:
+    """A member's entrance, whose shared folder is ``shared``."""
+
+    def __init__(self, folder: Path, shared: Path) -> None:
+        self.socket = folder / "s"
+        self.shared = shared
+        self.fetched: list[str] = []
+        self.refuses: RefusedError | None = None
+        self.slow = False
+        self._stop = Wake()
+        folder.mkdir()
+        entrance = Entrance(self.socket, self, SystemClock(), users=[os.geteuid()])
+        listener = entrance.listen()
+        self._thread = threading.Thread(
+            target=entrance.serve, args=(listener, self._stop), daemon=True
+        )
+        self._thread.start()
+
+    def check(self, request: Check) -> Checked:
+        user = (str(request.uid), str(os.getegid()))
+        words = [token_program.__file__, str(self.shared), request.folder, TOKEN, *user]
+        told = subprocess.run(
+            [sys.executable, "-I", "-S", *words],
+            input=request.token, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if told.returncode:
+            raise RefusedError(Reason.MPI_HOST_LOST, told.stdout)
+        return Checked(host="x", version=request.version)
+
+    def fetch(self, request: Fetch, gone: Waitable) -> Fetched:
+        self.fetched.append(request.image)
+        if self.refuses is not None:
+            raise self.refuses
+        if self.slow:
+            SystemClock().wait(30.0, gone, self._stop)
+        return Fetched()
+
+    def enter(self, request: Enter, gone: Waitable) -> Hold:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+
+class Key(HeadKey):
+    """Leads to the entrances by the relay itself, in place of ssh."""
+
+    def __init__(self, hosts: dict[str, Host]) -> None:
+        super().__init__(Path("/nowhere"))
+        self._hosts = hosts
+
+    @property
+    def public(self) -> str:
+        return "ssh-ed25519 AAAA"
+
+    def command(self, member: Member) -> tuple[str, ...]:
+        host = self._hosts.get(member.host)
+        if host is None:
+            return ("/bin/sh", "-c", "echo 'connect to host: No route to host' >&2; exit 255")
+        script = (sys.executable, "-I", "-S", relay.__file__, str(host.socket))
+        return (*script, "1.0", "15.0", "30.0")
+
+
+class Lab:
+    """A head with the members ``a`` and ``b``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shared = folder / "shared"
+        self.shared.mkdir()
+        rig = Rig(folder / "rig")
+        rig.config().state_dir.mkdir(parents=True)
+        ctx = open_context(rig.config())
+        self.hosts = {name: Host(folder / name, self.shared) for name in ("a", "b")}
+        own = Place(name="head", address="10.0.0.1", slots=2, agent=ctx.identity.agent)
+        self.head = Head(
+            Leadership(cluster="c", own=own, shared_dir=self.shared),
+            ctx.ledger,
+            ctx.clock,
+            ctx.times,
+            incarnation=ctx.identity.incarnation,
+            key=Key(self.hosts),
+        )
+        self.ctx: Context = replace(ctx, head=self.head)
+        self.head.turn()
+        self.show("a", "b")
+        self.orders = Orders()
+        self.timeline = Timeline(ctx.clock)
+
+    def show(self, *hosts: str) -> None:
+        for host in hosts:
+            made = member(host)
+            key = keys.cluster_member("c", made.agent)
+            self.ctx.ledger.store.put(key, made.model_dump_json().encode())
+        self.head.turn()
+
+    def journal(self, epoch: int = 1) -> Journal:
+        identity = self.ctx.identity
+        made = attempt(epoch).with_(image_digest=DIGEST)
+        entry = Entry(
+            project="p", task="T", group="g", epoch=epoch, agent=identity.agent,
+            incarnation=identity.incarnation, boot_id="b", attempt=made, runtime="docker",
+            user=(os.geteuid(), 0),
+        )  # fmt: skip
+        return self.ctx.journals.create(on_hosts(entry, self.head.places(), self.head))
+
+    def gather(self, journal: Journal) -> Ending | None:
+        spec = Spec.model_validate({"commands": ["true"], "image": "reg.example/i:1"})
+        return gather(self.ctx, spec, journal, self.orders, timeline=self.timeline)
+
+    def named(self) -> list[str]:
+        record = self.ctx.ledger.document(keys.cluster_head("c"), Record())
+        return [f"{it.task}.{it.epoch}" for it in record.attempts]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    made = Lab(tmp_path)
+    yield made
+    for host in made.hosts.values():
+        host.end()
+
+
+def test_hosts_are_named_tried_and_given_the_image(lab: Lab) -> None:
+    journal = lab.journal()
+    with capture_logs() as logs:
+        assert lab.gather(journal) is None
+    assert lab.named() == ["T.1"]
+    assert [host.fetched for host in lab.hosts.values()] == [[IMAGE], [IMAGE]]
+    (told,) = [line for line in logs if line["event"] == "hosts_gathered"]
+    assert told["hosts"] == ["head", "a", "b"]
+    assert set(lab.timeline.as_dict()) == {"gather", "gather_pull"}
+    assert journal.base.is_relative_to(lab.shared / "c")
+    scatter(lab.ctx, journal.entry)
+    lab.head.turn()
+    assert lab.named() == []
+    journal.remove()
+    assert list((lab.shared / "c").iterdir()) == []
+
+
+def test_a_folder_that_is_not_the_same_one_is_found_before_anything_starts(
+    lab: Lab, tmp_path: Path
+) -> None:
+    lab.hosts["b"].shared = tmp_path / "other"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(StepLostError, match=r"host b: .*is not the folder it shares") as error:
+        lab.gather(lab.journal())
+    assert error.value.reason is Reason.MPI_HOST_LOST
+    assert [place.name for place in lab.head.places()] == ["head", "a"], "b is left alone now"
+    assert lab.hosts["a"].fetched == []
+
+
+def test_a_host_that_cannot_be_entered_is_named(lab: Lab) -> None:
+    lab.hosts.pop("b").end()
+    with pytest.raises(StepLostError, match=r"host b: .*No route to host") as error:
+        lab.gather(lab.journal())
+    assert error.value.reason is Reason.MPI_HOST_LOST
+
+
+def test_a_host_that_lacks_the_image_is_named_with_the_reason(lab: Lab) -> None:
+    lab.hosts["a"].refuses = RefusedError(Reason.IMAGE_NOT_FOUND, "there is no reg.example/i")
+    ending = lab.gather(lab.journal())
+    assert ending == Ending(
+        Status.FAILED, Reason.IMAGE_NOT_FOUND, "host a: there is no reg.example/i"
+    )
+    lab.hosts["a"].refuses = RefusedError(Reason.IMAGE_PULL, "the registry is away")
+    with pytest.raises(StepLostError, match="host a: the registry is away") as error:
+        lab.gather(lab.journal(2))
+    assert error.value.reason is Reason.IMAGE_PULL
+
+
+def test_a_kill_does_not_wait_for_images(lab: Lab) -> None:
+    lab.hosts["a"].slow = True
+    done = threading.Event()
+
+    def run() -> None:
+        assert lab.gather(lab.journal()) is None
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(lambda: lab.hosts["a"].fetched)
+    lab.orders.ask_kill(Kill(by="me", at=0.0))
+    thread.join(10)
+    assert done.is_set()
+
+
+def test_what_is_of_no_concern_asks_again(lab: Lab) -> None:
+    lab.hosts["a"].slow = True
+    thread = threading.Thread(target=lambda: lab.gather(lab.journal()))
+    thread.start()
+    until(lambda: lab.hosts["a"].fetched)
+    lab.hosts["a"].slow = False
+    lab.orders.wake.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert lab.hosts["a"].fetched == [IMAGE, IMAGE]
+
+
+def test_what_was_prepared_is_not_gathered_again(lab: Lab) -> None:
+    journal = lab.journal()
+    journal.write(prepared=True)
+    assert lab.gather(journal) is None
+    assert lab.hosts["a"].fetched == []
+
+
+def test_an_agent_that_leads_no_longer_gives_the_task_back(lab: Lab) -> None:
+    journal = lab.journal()
+    with pytest.raises(StepLostError, match="does not lead cluster c any more"):
+        gather(
+            replace(lab.ctx, head=None), Spec.model_validate({"commands": ["true"]}), journal,
+            lab.orders, timeline=lab.timeline,
+        )  # fmt: skip
+
+
+def test_folders_that_no_journal_knows_are_removed_but_those_of_others_are_not(lab: Lab) -> None:
+    kept = lab.journal()
+    aside = lab.journal(2)
+    assert lab.gather(kept) is None
+    aside.base.mkdir()
+    lab.ctx.journals.set_aside(aside.folder, "lost")
+    agent, folder = lab.ctx.identity.agent, lab.shared / "c"
+    for name in (f"p.OLD.1.{agent}", "p.T.1.other-agent"):
+        (folder / name / "work").mkdir(parents=True)
+    remove_strays(lab.ctx, [kept])
+    names = {path.name for path in folder.iterdir()}
+    assert names == {kept.base.name, aside.base.name, "p.T.1.other-agent"}
