@@ -155,8 +155,14 @@ def open_agent(
     from simagent.worker.loop import Agent
 
     drain = DrainFile(config.state_dir)
+    ctx = open_context(config)
+    former = config.state_dir.absolute() / "member"
+    if only is None and former.is_dir():
+        from simagent.worker.former import end_membership
+
+        end_membership(ctx, former)
     return Agent(
-        open_context(config),
+        ctx,
         slots=config.slots if only is None else 1,
         until_empty=until_empty,
         only=only,
@@ -231,6 +237,7 @@ def _membership(config: Config) -> "Membership":
         slots=config.mpi.slots or physical_cores(),
         interface=config.mpi.interface,
         shared_dir=config.mpi.shared_dir,
+        hybrid=config.mpi.mode != "contained",
         mpi=lambda: tuple(f"{it.flavour} {it.version}" for it in launchers.installed()),
     )
 
@@ -304,6 +311,7 @@ def _settings(config: Config) -> "Settings":
         slot_users=slot_users(config.task_uid, config.slots),
         gpus=config.gpus,
         mpi_slots=config.mpi.slots,
+        mpi_mode=config.mpi.mode,
         tags=config.tags,
     )
 

@@ -53,8 +53,12 @@ class MemberLab:
 
     # --- The member ---------------------------------------------------------------------------
 
-    def start(self, **settings: str) -> subprocess.Popen[bytes]:
-        """Start the member's agent."""
+    def start(
+        self,
+        *command: str,
+        **settings: str,
+    ) -> subprocess.Popen[bytes]:
+        """Start the member's agent, or what the command says, with its settings."""
         own = {
             "STATE_DIR": str(self.state),
             "STORE": f"file://{self.store}",
@@ -67,9 +71,11 @@ class MemberLab:
             ),
         }
         env = {f"SIMAGENT_{name}": value for name, value in (own | settings).items()}
-        argv = [sys.executable, "-m", "simagent", "agent", "--role", "member"]
+        argv = command or ("agent", "--role", "member", "--cluster", CLUSTER)
         self.process = subprocess.Popen(
-            [*argv, "--cluster", CLUSTER], env=os.environ | env, stderr=subprocess.PIPE
+            [sys.executable, "-m", "simagent", *argv],
+            env=os.environ | env,
+            stderr=subprocess.PIPE,
         )
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
         return self.process

@@ -406,3 +406,16 @@ def test_tasks_of_an_agent_are_not_left_behind_by_a_change_of_role(lab: MemberLa
     process = lab.start()
     assert process.wait(30) == 2
     wait_for(lambda: any("an agent left tasks in" in line for line in lab.lines), "the reason")
+
+
+def test_an_agent_that_takes_tasks_again_ends_what_it_ran_as_a_member(lab: MemberLab) -> None:
+    lab.ready()
+    with Connection(lab.relay(again=1.0), lab.enter(SLEEPER)) as connection:
+        started(connection)
+        pid = pid_in(lab.work / "pid")
+        lab.kill()
+        lab.start("agent", "--until-empty")
+        assert lab.process is not None
+        assert lab.process.wait(60) == 0
+        assert not alive(pid)
+    assert not (lab.state / "member").exists()

@@ -46,6 +46,9 @@ class Enter(Record):
     Answered by `Started`, any number of `Sampled`, and `Exited` or `Refused`. ``entry`` is unique:
     asked for again, over another connection, the same run goes on. Without ``image`` it runs on
     the host. ``folder`` as in `Check`; it is what containers see as their work folder.
+
+    With ``program`` the daemon runs on the host and starts some of the ``ranks`` of that program,
+    each in a container of the image (`simagent.ports.runtime.Launch`).
     """
 
     ask: Literal["enter"] = "enter"
@@ -66,6 +69,8 @@ class Enter(Record):
     shm_bytes: int | None = None
     memory_bytes: int | None = None
     sample_every: float = 5.0
+    program: tuple[str, ...] = ()
+    ranks: int = 0
 
 
 class Leave(Record):

@@ -10,7 +10,7 @@ from simagent.domain.images import parse_image
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
 from simagent.ports.images import ImageError, PullInterruptedError
-from simagent.ports.runtime import Mount, Sandbox, StepLimits, StepPlan
+from simagent.ports.runtime import Launch, Mount, Sandbox, StepLimits, StepPlan
 from simagent.worker.containers import HOME, TEMPORARY, WORKDIR, open_the_way
 from simagent.worker.membership import Membership
 from simagent.worker.sharing import beneath, check_user, relative
@@ -36,6 +36,7 @@ def check_request(member: Membership, request: Enter) -> None:
         raise RefusedError(Reason.AGENT_ERROR, why)
     if request.image is not None:
         check_container(member, request.runtime)
+        _check_hybrid(member, request)
     elif request.runtime != "process":
         raise RefusedError(Reason.AGENT_ERROR, f"runtime: {request.runtime} needs an image")
     elif not member.settings.allow_process:
@@ -45,6 +46,18 @@ def check_request(member: Membership, request: Enter) -> None:
         )
     check_user(member.settings, request.uid)
     _check_work(member, beneath(member, request.folder))
+
+
+def _check_hybrid(member: Membership, request: Enter) -> None:
+    """See that ranks may be started by a daemon of this host, where they are. Raises."""
+    if not request.program:
+        return
+    if request.runtime != "apptainer" or request.ranks < 1:
+        why = f"program: {request.ranks} ranks cannot be started in containers of {request.runtime}"
+        raise RefusedError(Reason.AGENT_ERROR, why)
+    if not member.hybrid:
+        why = "this host starts no ranks in images by its own MPI: mpi.mode is contained"
+        raise RefusedError(Reason.UNSUPPORTED, why)
 
 
 def _check_work(member: Membership, work: Path) -> None:
@@ -95,15 +108,17 @@ def plan_entry(member: Membership, request: Enter, folder: Path, image: str | No
     """
     work = beneath(member, request.folder)
     settings = member.settings
-    if image is None:
-        inherited = {n: os.environ[n] for n in settings.pass_env if n in os.environ}
-    else:
-        inherited = {"HOME": HOME}
+    command = ("/bin/sh", "-c", request.command)
+    host = {n: os.environ[n] for n in settings.pass_env if n in os.environ}
+    inherited = host if image is None else {"HOME": HOME}
+    env = request.env | {_MARK: request.entry}
+    launch = Launch(argv=command, np=request.ranks, env=host | env) if request.program else None
     return StepPlan(
         folder=folder / "steps",
         number=0,
-        argv=("/bin/sh", "-c", request.command),
-        env=inherited | request.env | {_MARK: request.entry},
+        argv=request.program or command,
+        launch=launch,
+        env=inherited | env,
         cwd=Path(work if image is None else WORKDIR, request.workdir),
         stdout=folder / "stdout",
         stderr=folder / "stderr",

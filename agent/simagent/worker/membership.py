@@ -18,7 +18,8 @@ class Membership:
 
     ``folder`` is of this role alone. ``slots`` are the ranks it takes, ``interface`` is where it is
     reached (`simagent.worker.address`), ``shared_dir`` what all hosts share, at its path here.
-    ``mpi`` tells the versions that are installed, such as ``openmpi 4.1.4``.
+    With ``hybrid`` its own MPI may start ranks in images; ``mpi`` tells the versions that are
+    installed, such as ``openmpi 4.1.4``.
     """
 
     cluster: str
@@ -33,6 +34,7 @@ class Membership:
     slots: int = 1
     interface: str | None = None
     shared_dir: Path | None = None
+    hybrid: bool = True
     mpi: Callable[[], tuple[str, ...]] = tuple
 
     @property
