@@ -432,10 +432,6 @@ def test_ranks_on_several_hosts_need_the_network() -> None:
             {"runtime": "docker", "image": "file:///x.sif"},
             "runtime: docker cannot run file:///x.sif: use apptainer",
         ),
-        (
-            {"commands": ["a", {"run": "b", "mpi": {"np": 2, "version": "5"}}]},
-            "commands[1].mpi.version: an image has its own MPI: remove it",
-        ),
     ],
 )
 def test_what_cannot_be_done_in_a_container_is_refused(fields: Any, line: str) -> None:

@@ -94,6 +94,7 @@ def _check(spec: Spec, config: Config) -> None:
         launchers=open_launchers(config),
         folder=config.state_dir,
         min_free=config.min_free,
+        mpi_mode=config.mpi.mode,
     )
     _refuse(found.why if found else None)
 

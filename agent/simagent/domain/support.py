@@ -40,9 +40,6 @@ def _in_containers(spec: Spec) -> Iterator[str]:
         yield "runtime: process runs no images: remove it, or the image"
     if spec.runtime == "docker" and ref.kind in (ImageKind.SIF, ImageKind.STORE):
         yield f"runtime: docker cannot run {ref}: use apptainer"
-    for number, command in enumerate(spec.commands):
-        if command.mpi is not None and command.mpi.version is not None:
-            yield f"commands[{number}].mpi.version: an image has its own MPI: remove it"
 
 
 def _on_the_host(spec: Spec) -> Iterator[str]:

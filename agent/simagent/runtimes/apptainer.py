@@ -17,7 +17,7 @@ from simagent.ports.runtime import Mount, RuntimeFailedError, Sandbox, StepExit,
 from simagent.runtimes import records
 from simagent.runtimes.apptainer_box import Box, one_line
 from simagent.runtimes.apptainer_program import ApptainerProgram
-from simagent.runtimes.apptainer_ranks import FLAGS, shared_memory
+from simagent.runtimes.apptainer_ranks import FLAGS, forget_memory, shared_memory
 from simagent.runtimes.exit_codes import signal_of
 from simagent.runtimes.process import ProcessRuntime, ProcessStep
 from simagent.runtimes.static_shell import SHELLS, static_shell
@@ -63,7 +63,7 @@ class ApptainerStep:
                 # Where it was killed, an image that it had unpacked is left.
                 remove_folder(self._box.home)
                 if self._box.plan.launch is not None:
-                    remove_folder(shared_memory(self._box.plan))
+                    forget_memory(self._box.plan)
         return self._exit
 
     def stop(self, grace: float) -> None:

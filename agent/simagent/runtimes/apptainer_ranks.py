@@ -7,12 +7,15 @@ there how many it is one of does not begin: it would be a job of its own, and su
 """
 
 import shlex
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from simagent.domain.mpi import goes_with
 from simagent.ports.runtime import StepPlan
+from simagent.runtimes.workplace import remove_folder
 
 FLAGS: Final = (
     "--contain",
@@ -114,6 +117,16 @@ def shared_memory(plan: StepPlan) -> Path:
     labels = plan.sandbox.labels
     known = [labels[name] for name in ("simagent.task", "simagent.epoch") if name in labels]
     return _SHM / ".".join(["simagent", *(known or [plan.folder.parent.name])])
+
+
+def forget_memory(plan: StepPlan) -> None:
+    """Remove what the ranks of a step that has ended left in memory; what is not theirs stays."""
+    assert plan.sandbox is not None
+    memory = shared_memory(plan)
+    with suppress(OSError):
+        status = memory.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == plan.sandbox.uid:
+            remove_folder(memory)
 
 
 def look(plan: StepPlan) -> list[str]:

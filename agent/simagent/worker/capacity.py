@@ -14,6 +14,7 @@ from simagent.ports.runtime import Runtime
 from simagent.worker.choice import CONTAINERS, NoRuntimeError, Refusal, choose
 from simagent.worker.disk import free_bytes
 from simagent.worker.head import Head
+from simagent.worker.hybrid import Mode, is_hybrid
 from simagent.worker.spanning import choose_hosts
 
 
@@ -29,6 +30,7 @@ def refusal(
     tags: Collection[str] = (),
     gpus: Collection[str] = (),
     mpi_slots: int | None = None,
+    mpi_mode: Mode = "auto",
     head: Head | None = None,
 ) -> Refusal | None:
     """Tell why an agent of this machine would not run a task, None where it would.
@@ -38,13 +40,15 @@ def refusal(
     """
     passing, runtime = None, None
     try:
-        runtime = choose(spec, runtimes, allow_process=allow_process, preferred=preferred)
+        runtime = choose(
+            spec, runtimes, allow_process=allow_process, preferred=preferred, mode=mpi_mode
+        )
     except NoRuntimeError as error:
         if error.lasting:
             return Refusal(str(error), lasting=True)
         passing = str(error)
     lasting = too_small(spec.resources, folder, gpus) or _untagged(spec.require, tags)
-    lasting = lasting or _unlaunchable(spec, launchers)
+    lasting = lasting or _unlaunchable(spec, launchers, mpi_mode)
     try:
         if lasting is None:
             choose_hosts(spec, head, slots=mpi_slots, runtime=runtime)
@@ -92,13 +96,13 @@ def _untagged(required: Sequence[str], tags: Collection[str]) -> str | None:
     return f"require: the agent has not {', '.join(missing)}: it has {there}"
 
 
-def _unlaunchable(spec: Spec, launchers: Launchers) -> str | None:
+def _unlaunchable(spec: Spec, launchers: Launchers, mode: Mode) -> str | None:
     """Tell why MPI ranks cannot be started as asked; None where they can, or there are none."""
     for number, command in enumerate(spec.commands):
         if command.mpi is None:
             continue
         try:
-            if spec.image is None:
+            if spec.image is None or is_hybrid(spec, command, mode):
                 launchers.find(command.mpi.version)
         except LaunchError as error:
             return f"commands[{number}]: {error}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from simagent.domain.images import ImageKind, ImageRef
 from simagent.domain.spec import Spec
 from simagent.ports.runtime import Runtime
+from simagent.worker.hybrid import RUNTIME, Mode, objection, wants_hybrid
 
 CONTAINERS = ("docker", "apptainer")
 """The runtimes that run images, in the order in which `runtime: auto` tries them."""
@@ -46,10 +47,12 @@ def choose(
     *,
     allow_process: bool = True,
     preferred: Sequence[str] = CONTAINERS,
+    mode: Mode = "auto",
 ) -> str:
     """Name the runtime that is to run a task, of images the first of ``preferred`` that can.
 
-    Others of the ``runtimes`` are there for what runs already. Raises `NoRuntimeError`.
+    Others of the ``runtimes`` are there for what runs already. ``mode`` is what starts the ranks of
+    images. Raises `NoRuntimeError`.
     """
     ref = spec.image_ref
     if ref is None:
@@ -60,7 +63,12 @@ def choose(
                 lasting=True,
             )
         return "process"
+    against = objection(spec, mode)
+    if against is not None:
+        raise NoRuntimeError(against, lasting=True)
     there = {name: runtimes[name] for name in preferred if name in runtimes}
+    if wants_hybrid(spec, mode):
+        return choose_for(ref, there, (RUNTIME,))
     return choose_for(ref, there, preferred if spec.runtime == "auto" else (spec.runtime,))
 
 

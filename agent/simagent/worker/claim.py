@@ -46,6 +46,7 @@ def claim(
         ctx.runtimes,
         allow_process=ctx.settings.allow_process,
         preferred=ctx.settings.containers,
+        mode=ctx.settings.mpi_mode,
     )
     identity = ctx.identity
     judged = verdict.state.judged

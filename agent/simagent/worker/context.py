@@ -20,6 +20,7 @@ from simagent.worker.choice import CONTAINERS
 from simagent.worker.control import LOCAL_LOOKS, Looks
 from simagent.worker.disk import free_bytes
 from simagent.worker.head import Head
+from simagent.worker.hybrid import Mode
 from simagent.worker.journal import Journals
 
 
@@ -57,6 +58,8 @@ class Settings:
     """The GPUs that tasks may have; none named: those that are found."""
     mpi_slots: int | None = None
     """Ranks that this machine takes; None: one for each core."""
+    mpi_mode: Mode = "auto"
+    """What starts the ranks of images."""
     tags: tuple[str, ...] = ()
     """What tasks can require of an agent."""
     allow_root_images: bool = False

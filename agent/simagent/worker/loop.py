@@ -309,6 +309,7 @@ class Agent:
             tags=self._ctx.settings.tags,
             gpus=self._slots.machine.gpus,
             mpi_slots=self._ctx.settings.mpi_slots,
+            mpi_mode=self._ctx.settings.mpi_mode,
             head=self._ctx.head,
         )
         if found is None and (lack := self._slots.lacks(spec)) is not None:

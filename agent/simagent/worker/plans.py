@@ -8,10 +8,11 @@ from pathlib import Path
 from simagent.cluster import launch
 from simagent.domain.spec import Command, Spec
 from simagent.ports.launcher import Launcher, LaunchError, Ranks, Span
-from simagent.ports.runtime import StepLimits, StepPlan
+from simagent.ports.runtime import RANK, Launch, Sandbox, StepLimits, StepPlan
 from simagent.worker.containers import HOME, LAUNCH, WORKDIR, sandbox
 from simagent.worker.context import Context
 from simagent.worker.cores import Layout, lay_out
+from simagent.worker.hybrid import is_hybrid
 from simagent.worker.journal import Journal, Place
 
 
@@ -21,7 +22,8 @@ class Over:
 
     ``hosts`` are the others, ``env`` is what MPI's daemons see there. ``folder`` is where `mpirun`
     finds what it calls in place of ssh, and ``files`` beside that. With ``contained`` the daemons
-    run in the step's image.
+    run in the step's image; with ``each`` they run on the host, and each of so many ranks in a
+    container of it.
     """
 
     hosts: tuple[Place, ...]
@@ -29,6 +31,7 @@ class Over:
     folder: Path
     files: Mapping[str, str]
     contained: bool
+    each: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class _Launched:
     shown: tuple[str, ...]
     env: dict[str, str]
     over: Over | None = None
+    launch: Launch | None = None
+    """What starts the ranks, where that is the host's, and they are in containers."""
 
 
 def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> Planned:
@@ -77,7 +82,8 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> Planne
         grace=spec.grace,
         orphan_limit=ctx.settings.orphan_limit,
         limits=limits,
-        sandbox=sandbox(spec, journal, launch=folder) if contained else None,
+        sandbox=_sandbox(spec, journal, run, folder) if contained else None,
+        launch=run.launch,
     )
     return Planned(step=step, shown=run.shown, over=run.over)
 
@@ -111,7 +117,8 @@ def _launch(ctx: Context, spec: Spec, journal: Journal, number: int, run: _Launc
     entry, mpi = journal.entry, spec.commands[number].mpi
     assert mpi is not None
     limits = _limits(ctx, spec, journal)
-    contained = entry.image is not None
+    hybrid = is_hybrid(spec, spec.commands[number], ctx.settings.mpi_mode)
+    contained = entry.image is not None and not hybrid
     launcher = ctx.launchers.inside() if contained else ctx.launchers.find(mpi.version)
     layout = lay_out(
         mpi,
@@ -139,7 +146,10 @@ def _launch(ctx: Context, spec: Spec, journal: Journal, number: int, run: _Launc
         span=span,
         guard=not mpi.force,
     )
-    return _launched(launcher, ranks, run.argv, env, _over(journal, layout, folder, contained))
+    over = _over(journal, layout, folder, contained)
+    if hybrid:
+        return _hybrid(launcher, ranks, replace(run, env=env), over, force=mpi.force)
+    return _launched(launcher, ranks, run.argv, env, over)
 
 
 def _launched(
@@ -157,6 +167,28 @@ def _launched(
         env=env,
         over=over and replace(over, env=env, files=launcher.files(ranks)),
     )
+
+
+def _hybrid(
+    launcher: Launcher, ranks: Ranks, run: _Launched, over: Over | None, *, force: bool
+) -> _Launched:
+    """Make a program into ranks in containers of their own, which bring the step's variables."""
+    ranks = replace(ranks, env=(), guard=False)
+    line = launcher.command(ranks, RANK)
+    own = dict(launcher.environment(ranks))
+    return replace(
+        run,
+        shown=(*line[: -len(RANK)], *run.argv),
+        over=over and replace(over, env=run.env, files=launcher.files(ranks), each=ranks.np),
+        launch=Launch(argv=line, np=ranks.np, env=own, mpi="" if force else launcher.mpi),
+    )
+
+
+def _sandbox(spec: Spec, journal: Journal, run: _Launched, folder: Path | None) -> Sandbox:
+    """Describe the container of a step, or those of its ranks, which are no islands."""
+    if run.launch is None:
+        return sandbox(spec, journal, launch=folder)
+    return replace(sandbox(spec, journal), network="host")
 
 
 def _over(journal: Journal, layout: Layout, folder: Path, contained: bool) -> Over | None:

@@ -193,7 +193,8 @@ class Doors:
 
     def _enter(self) -> Enter:
         entry, plan = self._journal.entry, self._step_plan
-        box = plan.sandbox if self._over.contained else None
+        each = self._over.each
+        box = plan.sandbox if self._over.contained or each else None
         user = entry.user or (os.geteuid(), os.getegid())
         return Enter(
             entry=f"{entry.task}-{entry.epoch}-{plan.number}",
@@ -207,6 +208,8 @@ class Doors:
             uid=user[0],
             gid=user[1],
             env=dict(self._over.env),
+            program=plan.argv if each else (),
+            ranks=each,
             grace=min(self._spec.grace, _DAEMON_GRACE),
             shm_bytes=None if box is None else box.shm_bytes,
             memory_bytes=plan.limits.memory_bytes,
