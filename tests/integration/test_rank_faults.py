@@ -135,3 +135,13 @@ def test_all_ranks_end_with_their_task(rig: Rig, submit: Callable[..., TaskKeys]
     state = rig.finish(task)
     assert state.status == ("killed" if how == "kill" else "timed_out")
     until(lambda: commands_of(task.id) == [], "an end of all ranks")
+
+
+def test_ranks_that_would_not_find_each_other_are_no_program_that_failed(
+    rig: Rig, submit: Callable[..., TaskKeys]
+) -> None:
+    """As the guard in front of them says it, which looks at the program's libraries."""
+    said = "simagent: mpi_mismatch: lmp is linked with MPICH, mpirun is of Open MPI"
+    state = rig.finish(submit(f"[ $r = 0 ] || exit 0; echo '{said}' >&2; exit 93"))
+    assert (state.status, state.reason) == ("failed", "mpi_mismatch")
+    assert state.message == f"commands[0]: {said.partition('mismatch: ')[2]}"

@@ -10,7 +10,7 @@ from simagent.domain.spec import Spec
 from simagent.ports.runtime import Mount, Sandbox
 from simagent.transfer.removal import walk
 from simagent.worker.cores import lay_out
-from simagent.worker.journal import Journal
+from simagent.worker.journal import Entry, Journal
 
 WORKDIR = PurePosixPath("/workdir/output/artifacts")
 """Where commands start: what images made for Inductiva's platform expect."""
@@ -78,7 +78,7 @@ def sandbox(spec: Spec, journal: Journal, *, launch: Path | None = None) -> Sand
         gid=entry.user[1],
         mounts=tuple(mounts),
         network="host" if launch is not None else spec.network or "none",
-        shm_bytes=spec.resources.shm or _shared_memory(spec, entry.share.cpus),
+        shm_bytes=spec.resources.shm or _shared_memory(spec, entry),
         gpus=spec.resources.gpus or 0,
         gpu_ids=entry.share.gpu_ids,
         labels={
@@ -90,9 +90,15 @@ def sandbox(spec: Spec, journal: Journal, *, launch: Path | None = None) -> Sand
     )
 
 
-def _shared_memory(spec: Spec, cpus: float | None) -> int | None:
+def _shared_memory(spec: Spec, entry: Entry) -> int | None:
     """Tell what the ranks of a task need of /dev/shm: the 64 MiB of Docker are a few ranks' own."""
-    ranks = [lay_out(command.mpi, cpus=cpus).np for command in spec.commands if command.mpi]
+    hosts = [place.host for place in entry.hosts]
+    layouts = [
+        lay_out(command.mpi, cpus=entry.share.cpus, hosts=hosts)
+        for command in spec.commands
+        if command.mpi
+    ]
+    ranks = [max((host.slots for host in it.hosts), default=it.np) for it in layouts]
     return _SHM_BASE + max(ranks) * _SHM_PER_RANK if ranks else None
 
 
@@ -107,7 +113,8 @@ def hand_over(journal: Journal, user: tuple[int, int]) -> None:
         (journal.logs / stream).touch(mode=0o644)
     if user[0] == os.geteuid():
         return
-    # From the state folder on, or from the one that is shared.
+    # From the state folder on, and from the one that is shared where there is one.
+    open_the_way(journal.tmp, journal.folder.parent.parent)
     open_the_way(journal.artifacts, journal.base.parent.parent)
     for entry in walk(journal.artifacts):
         os.chown(entry.path, *user, follow_symlinks=False)
