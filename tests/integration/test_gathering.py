@@ -194,6 +194,16 @@ def test_a_folder_that_is_not_the_same_one_is_found_before_anything_starts(
     assert lab.hosts["a"].fetched == []
 
 
+def test_a_shared_folder_that_is_not_mounted_is_said(lab: Lab) -> None:
+    lab.shared.rmdir()
+    with pytest.raises(StepLostError, match=r"there is no folder .*: is it mounted") as error:
+        lab.gather(lab.journal())
+    assert error.value.reason is Reason.MPI_HOST_LOST
+    lab.shared.write_text("")
+    with pytest.raises(StepLostError, match="cannot be used: Not a directory"):
+        lab.gather(lab.journal(2))
+
+
 def test_a_host_that_cannot_be_entered_is_named(lab: Lab) -> None:
     lab.hosts.pop("b").end()
     with pytest.raises(StepLostError, match=r"host b: .*No route to host") as error:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -22,6 +23,7 @@ from simagent.ports.store import StoreError
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.removal import remove_tree
 from simagent.worker.context import Context
+from simagent.worker.disk import is_no_space
 from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.head import Head, NotHeadError
 from simagent.worker.journal import Entry, Journal, Place
@@ -107,27 +109,39 @@ def _token(journal: Journal) -> Iterator[str]:
 
     The lock is the whole process's (fcntl_locking(2)): it opens the file this once.
     """
-    base = journal.base
-    for folder in (base.parent, base):
-        try:
-            folder.mkdir(exist_ok=True)
-        except FileNotFoundError:
-            raise StepLostError(
-                Reason.MPI_HOST_LOST,
-                f"mpi.shared_dir: there is no folder {base.parent.parent}: is it mounted?",
-            ) from None
-        folder.chmod(_OPEN)
     token = secrets.token_hex(16)
+    try:
+        file = _laid(journal.base, token)
+    except FileNotFoundError:
+        why = f"mpi.shared_dir: there is no folder {journal.base.parent.parent}: is it mounted?"
+        raise StepLostError(Reason.MPI_HOST_LOST, why) from None
+    except OSError as error:
+        if is_no_space(error):
+            raise
+        why = f"mpi.shared_dir: {journal.base} cannot be used: {error.strerror}"
+        raise StepLostError(Reason.MPI_HOST_LOST, why) from error
+    with file:
+        yield token
+
+
+def _laid(base: Path, token: str) -> BinaryIO:
+    for folder in (base.parent, base):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(_OPEN)
     path = base / TOKEN
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    with open(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), 0o644)
+    file = open(descriptor, "wb")  # noqa: SIM115 - closed by who asked, and before if it fails
+    try:
+        os.fchmod(descriptor, 0o644)
         file.write(token.encode())
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(descriptor)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield token
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _check(ctx: Context, entry: Entry, token: str) -> Check:
