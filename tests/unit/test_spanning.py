@@ -40,7 +40,8 @@ def cluster(*hosts: str, settled: bool = False, **fields: Any) -> Head:
     """Make a head of these members, two slots each; its own host has one for each core."""
     store, clock = MemoryStore(), FakeClock()
     own = Place(name="head", address="10.0.0.1", slots=CORES, agent="h")
-    it = Leadership(**({"cluster": "c", "own": own, "shared_dir": Path("/shared")} | fields))
+    made: dict[str, Any] = {"cluster": "c", "own": own, "shared_dir": Path("/shared")}
+    it = Leadership(**(made | fields))
     head = Head(it, Ledger(store), clock, Times(), incarnation="1", key=Key(Path("/nowhere")))
     head.turn()
     beats = range(20) if settled else range(1)
