@@ -47,8 +47,8 @@ def cluster(*hosts: str, settled: bool = False, **fields: Any) -> Head:
     beats = range(20) if settled else range(1)
     for beat in beats:
         for host in hosts:
-            made = member(host, beat, runtimes=("docker",))
-            store.put(keys.cluster_member("c", made.agent), made.model_dump_json().encode())
+            shown = member(host, beat, runtimes=("docker",))
+            store.put(keys.cluster_member("c", shown.agent), shown.model_dump_json().encode())
         clock.advance(LOOK_EVERY)
         head.turn()
     return head
