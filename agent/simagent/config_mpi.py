@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from simagent.domain.spec import ImageName
+
 _MOST_HOSTS = 1024
 
 
@@ -41,9 +43,9 @@ def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
 class MpiSettings(BaseModel):
     """How ranks are started on this host, and with a cluster on which others.
 
-    Of the head are ``hosts``, ``hostfile``, ``size``, ``mode`` and ``allow``, of members
-    ``ssh_port`` and ``ssh_user``; ``slots``, ``interface`` and ``shared_dir`` each host has of its
-    own.
+    Of the head are ``hosts``, ``hostfile``, ``size``, ``mode``, ``check``, ``check_image`` and
+    ``allow``, of members ``ssh_port`` and ``ssh_user``; ``slots``, ``interface`` and ``shared_dir``
+    each host has of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +82,12 @@ class MpiSettings(BaseModel):
     )
     ssh_user: str | None = Field(
         None, description="Whom a member lets in; default: the user of its agent."
+    )
+    check: bool = Field(
+        False, description="Try MPI on all hosts when they are there, as `simagent mpi check` does."
+    )
+    check_image: ImageName | None = Field(
+        None, description="Image to try it in; default: programs of the hosts."
     )
     allow: tuple[str, ...] = Field(
         (), description="Options of mpirun that tasks may give although they are refused otherwise."

@@ -42,7 +42,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "worker": CORE,
     "client": CORE,
     "config": BASE | {"config_mpi", "config_urls"},
-    "config_mpi": frozenset(),
+    "config_mpi": frozenset({"domain"}),
     "config_urls": frozenset(),
     "engines": BASE | {"queues", "stores", "config"},
     "wiring_head": CORE | {"worker", "config"},
@@ -57,6 +57,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 # agent of this machine, what it needs, and the group that it looks after.
 OF_THE_MACHINE = frozenset(
     {
+        "cluster_check",
         "daemon",
         "doctor",
         "doctor_mpi",

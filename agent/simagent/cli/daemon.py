@@ -12,6 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from simagent.cli.agentlog import to_stderr
+from simagent.cli.cluster_check import checking
 from simagent.cli.failures import CRASHED
 from simagent.cli.leaving import INTERRUPTED, leave
 from simagent.cli.text import say
@@ -39,7 +40,9 @@ def run_agent(config: Config, *, until_empty: bool) -> NoReturn:
         if config.role == "member":
             code = _Daemon(open_member(config)).run()
         else:
-            code = _Daemon(open_agent(config, until_empty=until_empty)).run()
+            agent = open_agent(config, until_empty=until_empty)
+            with checking(config):
+                code = _Daemon(agent).run()
     leave(code, at_once=True)
 
 

@@ -9,9 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from simagent.cli.cluster_check import age_of, kept_check
 from simagent.cli.finding import Check
-from simagent.cli.text import moment, printable
+from simagent.cli.text import moment, printable, seconds
 from simagent.cluster.ssh import HeadKey
 from simagent.cluster.sshd import Sshd
 from simagent.config import Config, ConfigError
@@ -77,6 +79,18 @@ def cluster(config: Config) -> Iterator[Check]:
     else:
         yield from _lead(config)
     yield from _hosts(config)
+    kept = kept_check(config.state_dir)
+    if kept is not None:
+        yield _tried(kept)
+
+
+def _tried(kept: dict[str, Any]) -> Check:
+    """Tell what came of the head's own check."""
+    when = f"{seconds(age_of(kept))} ago"
+    if kept.get("ok"):
+        return Check("cluster check", "ok", f"{len(kept.get('ranks', ()))} ranks met, {when}")
+    troubles = "; ".join(map(str, kept.get("troubles", ())))
+    return Check("cluster check", "note", f"{printable(troubles)}, {when}", "simagent mpi check")
 
 
 def _shared(config: Config) -> Check:
