@@ -290,6 +290,23 @@ def test_the_next_incarnation_goes_on_with_all_ranks(cluster: Cluster) -> None:
     nothing_left(cluster, task)
 
 
+def test_a_step_that_is_over_is_not_judged_otherwise_by_the_next_incarnation(
+    cluster: Cluster,
+) -> None:
+    go = cluster.folder / "go"
+    with cluster.up() as agent:
+        over = {"run": ["/bin/sh", "-c", "exit 0"], "mpi": {"np": 3, "hosts": 3}}
+        waits = f"echo second; until [ -e {go} ]; do sleep 0.1; done"
+        task = cluster.submit(over, ["/bin/sh", "-c", waits])
+        cluster.until(lambda: b"second" in cluster.log(task))
+        agent.interrupt(Detached("the agent stops"))
+    with cluster.up():
+        go.touch()
+        state = cluster.finish(task)
+    assert (state.status, state.epoch) == ("succeeded", 1), state.message
+    nothing_left(cluster, task)
+
+
 def test_a_host_that_was_lost_while_no_agent_ran_is_noticed_by_the_next(cluster: Cluster) -> None:
     with cluster.up() as agent:
         task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)

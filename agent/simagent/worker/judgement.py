@@ -61,8 +61,10 @@ class StepJudge:
             raise StepLostError(exit_.reason, f"{exit_.message}; it is to be fetched anew")
         if exit_.stopped and stopping is not Reason.MPI_HOST_LOST:
             return self._stopped(stopping)
-        if doors is not None and doors.lost:
-            raise StepLostError(Reason.MPI_HOST_LOST, doors.lost)
+        if doors is not None:
+            lost = doors.lost or ("" if exit_.exit_code == 0 else doors.gone)
+            if lost:
+                raise StepLostError(Reason.MPI_HOST_LOST, lost)
         if exit_.stopped:
             return self._stopped(stopping)
         where = f"commands[{number}] ({planned.shown[0]})"

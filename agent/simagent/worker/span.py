@@ -68,6 +68,7 @@ class Doors:
         self._over = over
         self._sampled_before = sampled_before
         self._folder = door_folder(journal.folder, planned.step.number)
+        self._closed = self._folder / "closed"
         self._runtime: Runtime = ctx.runtimes["process"]
         self._broker: Step | None = None
         self._closing: float | None = None
@@ -76,6 +77,8 @@ class Doors:
         self._samples: deque[Sample] = deque(maxlen=_MOST_SAMPLES)
         self.lost = ""
         """Which host was lost, or refused, and why; empty where none was."""
+        self.gone = ""
+        """That the broker ended by itself, and with it all there was elsewhere; else empty."""
         self.died = ""
         """On which host MPI's own daemon was ended by a signal; empty where none was."""
 
@@ -103,6 +106,8 @@ class Doors:
     def attach(self) -> None:
         """Find the broker that an earlier incarnation started. Raises `RuntimeFailedError`."""
         self._broker = self._runtime.attach(self._plan())
+        with suppress(FileNotFoundError):
+            self._closing = self._closed.stat().st_mtime
         self.look()
 
     def look(self) -> None:
@@ -115,8 +120,8 @@ class Doors:
             return
         for event in events:
             self._take(event)
-        if ended and self._closing is None and not self.lost:
-            self.lost = "the other hosts: the broker that leads to them is gone"
+        if ended and self._closing is None:
+            self.gone = "the broker that leads to the other hosts is gone"
 
     def close(self, orders: Orders) -> None:
         """End what is left on the other hosts, and the broker; what it then says is final.
@@ -124,7 +129,12 @@ class Doors:
         Raises `Detached` where that came meanwhile: the next incarnation goes on.
         """
         self.look()
-        self._closing = self._ctx.clock.wall()
+        if self._closing is None:
+            # Written down for an incarnation that reads the same again: a daemon that was left
+            # then looks like one that was killed.
+            with suppress(OSError):
+                self._closed.touch()
+            self._closing = self._ctx.clock.wall()
         if self._broker is None:
             return
         self._broker.stop(_LEAVE_GRACE)

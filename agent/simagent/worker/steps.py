@@ -216,7 +216,7 @@ class StepRunner:
             elif self._time_left() == 0.0:
                 self._stop(step, self._spec.grace, Reason.TIME_LIMIT)
                 stopped = True
-            elif doors is not None and doors.lost:
+            elif doors is not None and (doors.lost or doors.gone):
                 # Those that are left wait for it without end, and are of no use to anybody.
                 self._stop(step, min(self._spec.grace, _HASTY_GRACE), Reason.MPI_HOST_LOST)
                 stopped = True
