@@ -8,7 +8,7 @@ the only one, or fails. The ranks of MPICH speak with any Hydra.
 def goes_with(host: str) -> tuple[str, ...]:
     """Give shell patterns of what can be in the image, both such as ``Open MPI 4.1.4``."""
     flavour, _, version = host.rpartition(" ")
-    if flavour == "MPICH":
+    if "MPICH" in (flavour, version):
         return ("MPICH *",)
     major = version.partition(".")[0]
     if not major.isdecimal():

@@ -57,7 +57,7 @@ class HydraLauncher:
         self, mpirun: str = "mpirun", *, version: str = "", allow: Collection[str] = ()
     ) -> None:
         """``allow`` names options that users may add although they are refused otherwise."""
-        self.mpi = f"{MPICH} {version}"
+        self.mpi = f"{MPICH} {version}".rstrip()
         self._mpirun = mpirun
         self._allow = frozenset(allow)
 
@@ -65,7 +65,7 @@ class HydraLauncher:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
         check_program(argv)
         command = (*self._front(ranks), *argv)
-        return guarded(command, argv[0], MPICH) if ranks.guard else command
+        return guarded(command, argv[0], self.mpi) if ranks.guard else command
 
     def _front(self, ranks: Ranks) -> tuple[str, ...]:
         check_args(ranks.args, _HARMLESS, _check_values, others=_OTHERS, allow=self._allow)

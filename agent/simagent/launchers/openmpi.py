@@ -84,7 +84,7 @@ class OpenMpiLauncher:
         """Build the command line that runs ``argv`` as these ranks. Raises `LaunchError`."""
         check_program(argv)
         command = (*self._front(ranks), *argv)
-        return guarded(command, argv[0], OPEN_MPI) if ranks.guard else command
+        return guarded(command, argv[0], self.mpi) if ranks.guard else command
 
     def _front(self, ranks: Ranks) -> tuple[str, ...]:
         check_args(

@@ -66,7 +66,7 @@ esac
 if [ -z "$flavour" ] || [ -z "$version" ]; then
     told=$(mpirun --version 2>/dev/null)
     case $told in
-    *'(Open'*) flavour='Open MPI' version=${told#*(Open*) } ;;
+    *"(Open"*") "*) flavour='Open MPI' version=${told#*"(Open"*") "} ;;
     *HYDRA*) flavour=MPICH version=${told#*Version:} ;;
     *) flavour=$linked version= ;;
     esac
