@@ -37,8 +37,10 @@ def wait_for(look: Callable[[], _T | None], what: str, seconds: float = LIMIT) -
 class MemberLab:
     """A store, a shared folder and a member agent, all beneath one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **mpi: object) -> None:
+        """``mpi`` are settings of that table."""
         self.folder = folder
+        self.python: tuple[str, ...] = (sys.executable,)
         self.shared = folder / "shared"
         self.store = folder / "store"
         self.state = folder / "state"
@@ -49,6 +51,13 @@ class MemberLab:
         self.agent = "vm2"
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[str] = []
+        self._mpi = {
+            "shared_dir": str(self.shared),
+            "interface": "lo",
+            "ssh_port": 22999,
+            "slots": 3,
+            **mpi,
+        }
         self.name_attempts(self.attempt)
 
     # --- The member ---------------------------------------------------------------------------
@@ -66,14 +75,12 @@ class MemberLab:
             "AGENT": self.agent,
             "LOG_FORMAT": "json",
             "TIMES": json.dumps({"heartbeat_every": 1.0, "renew_every": 0.5, "agent_ttl": 3.0}),
-            "MPI": json.dumps(
-                {"shared_dir": str(self.shared), "interface": "lo", "ssh_port": 22999, "slots": 3}
-            ),
+            "MPI": json.dumps(self._mpi),
         }
         env = {f"SIMAGENT_{name}": value for name, value in (own | settings).items()}
         argv = command or ("agent", "--role", "member", "--cluster", CLUSTER)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "simagent", *argv],
+            [*self.python, "-m", "simagent", *argv],
             env=os.environ | env,
             stderr=subprocess.PIPE,
         )
@@ -101,6 +108,17 @@ class MemberLab:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def drain(self) -> None:
+        """Drain the agent; it ends."""
+        env = os.environ | {
+            "SIMAGENT_STATE_DIR": str(self.state),
+            "SIMAGENT_STORE": f"file://{self.store}",
+        }
+        drain = [sys.executable, "-m", "simagent", "drain", "--wait"]
+        subprocess.run(drain, env=env, check=True, timeout=60, stdout=subprocess.DEVNULL)
+        assert self.process is not None
+        assert self.process.wait(10) == 0
 
     def end(self) -> None:
         """End the agent, and all that is left of its runs; fail where something is."""

@@ -78,13 +78,7 @@ def test_a_member_tells_what_it_is_and_takes_its_leave_when_it_is_drained(lab: M
     assert "process" in record.runtimes
     beat = record.beat
     wait_for(lambda: (now := lab.record()) and now.beat > beat, "another beat")
-    env = os.environ | {
-        "SIMAGENT_STATE_DIR": str(lab.state),
-        "SIMAGENT_STORE": f"file://{lab.store}",
-    }
-    subprocess.run([sys.executable, "-m", "simagent", "drain", "--wait"], env=env, check=True)
-    assert lab.process is not None
-    assert lab.process.wait(10) == 0
+    lab.drain()
     assert lab.record() is None
 
 

@@ -31,7 +31,7 @@ class HeadWatch:
         self._sshd = sshd
         self._every = min(_EVERY, member.times.renew_every)
         self._store = Health(member.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK)
-        self.trouble = ""
+        self.trouble = "it has only just been started"
         """Why nobody can be let in; empty: somebody can."""
 
     def run(self, stop: Wake) -> None:
