@@ -116,6 +116,7 @@ class Cluster(Rig):
         self.members = {name: FakeMember(folder / f"{name}.sock") for name in ("vm2", "vm3")}
         self.containers = FakeContainers()
         self.heads: list[FakeHead] = []
+        self.free = 1 << 40
 
     def change(self, ctx: Context) -> Context:
         self.heads.append(FakeHead(self.folder / "shared", self.members, ctx.ledger))
@@ -125,6 +126,8 @@ class Cluster(Rig):
             launchers=ShellLaunchers(),
             runtimes={**ctx.runtimes, "docker": self.containers},
             images={"docker": FakeImages()},
+            settings=replace(ctx.settings, min_free=1 << 20),
+            free_bytes=lambda _folder: self.free,
         )
 
     @contextmanager
@@ -224,7 +227,7 @@ def test_samples_of_all_hosts_are_kept(cluster: Cluster) -> None:
     nothing_left(cluster, task)
 
 
-@pytest.mark.parametrize("how", ["kill", "time_limit"])
+@pytest.mark.parametrize("how", ["kill", "time_limit", "disk_full"])
 def test_all_ranks_end_with_their_task(cluster: Cluster, how: str) -> None:
     limit = 4.0 if how == "time_limit" else None
     with cluster.up():
@@ -232,8 +235,12 @@ def test_all_ranks_end_with_their_task(cluster: Cluster, how: str) -> None:
         cluster.everywhere(task)
         if how == "kill":
             cluster.client.kill(task, by="the test")
+        elif how == "disk_full":
+            cluster.free = 0
         state = cluster.finish(task)
-    assert state.status == ("killed" if how == "kill" else "timed_out")
+    ended = {"kill": "killed", "time_limit": "timed_out", "disk_full": "failed"}
+    assert state.status == ended[how]
+    assert state.reason == ("killed" if how == "kill" else how)
     nothing_left(cluster, task)
 
 
