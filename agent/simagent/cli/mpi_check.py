@@ -3,12 +3,14 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from simagent.api import Client, ClientError, State, Status, StoreError, Task, WaitTimeoutError
 from simagent.api.waiting import Progress
 from simagent.cli.agentlog import to_file
 from simagent.cli.daemon import occupant
+from simagent.cli.doctor_mpi import cluster
 from simagent.cli.mpi_report import Report, document, judge, read_ranks, table
 from simagent.cli.mpi_task import Asked, check_spec, write_inputs
 from simagent.cli.opening import open_client
@@ -21,6 +23,7 @@ from simagent.ports.clock import SystemClock
 from simagent.worker.identity import Occupant, holder_of
 
 _LOOK_FOR_REFUSALS = 2.0
+_HINT_AFTER = 10.0
 _OUTPUT_BYTES = 1 << 16
 
 
@@ -42,6 +45,8 @@ def check_mpi(config: Config, asked: Asked, *, timeout: float, keep: bool, as_js
         try:
             state = _run(config, task, watch, agent, here=here)
             report = _report(task, state, asked, watch.refused)
+            if report.troubles:
+                report = replace(report, notes=(*report.notes, *_cluster_notes(config)))
         finally:
             if not keep:
                 _remove(task)
@@ -88,6 +93,7 @@ class _Watch:
         self._status: Status | None = None
         self._looked = self._clock.now()
         self._said: set[str] = set()
+        self._hinted = False
         self.refused: str | None = None
 
     def follow(self, task: Task) -> None:
@@ -99,6 +105,12 @@ class _Watch:
                 say(f"task {task.id} {progress.status}")
             now = self._clock.now()
             queued = progress.status is Status.QUEUED
+            if queued and not self._hinted and progress.elapsed >= _HINT_AFTER:
+                self._hinted = True
+                say(
+                    f"it waits for an agent of group {task.spec.group} (`simagent agents` lists "
+                    "them); the head of a cluster that waits for hosts logs for which"
+                )
             if queued and self.refused is None and now - self._looked >= _LOOK_FOR_REFUSALS:
                 self._looked = now
                 self._look_for_refusals(task)
@@ -107,7 +119,9 @@ class _Watch:
             task.wait(self._timeout, progress=look)
         except WaitTimeoutError:
             say(f"task {task.id} is ended: it was not over after {self._timeout:g} s (--timeout)")
-            self.refused = self.refused or f"not over after {self._timeout:g} s"
+            begun = self._status is not Status.QUEUED
+            what = "not over" if begun else f"no agent of group {task.spec.group} took it"
+            self.refused = self.refused or f"{what} after {self._timeout:g} s"
             task.kill()
             task.wait(progress=False)
 
@@ -138,6 +152,13 @@ def _report(task: Task, state: State, asked: Asked, refused: str | None) -> Repo
         ended = refused or _why(state)
     np = asked.np if isinstance(asked.np, int) else None
     return judge(ranks, written, np=np, hosts=asked.hosts, ended=ended)
+
+
+def _cluster_notes(config: Config) -> Iterator[str]:
+    """Tell what is wrong with the cluster, as far as it can be seen from here."""
+    for found in cluster(config):
+        if found.verdict != "ok":
+            yield f"{found.name}: {found.text}"
 
 
 def _text(path: Path) -> str:
