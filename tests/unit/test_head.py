@@ -17,6 +17,7 @@ from simagent.domain.cluster import Spanning
 from simagent.domain.state import Status
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
+from simagent.ports.clock import Wake
 from simagent.ports.store import StoreUnavailableError
 from simagent.worker.head import Head, Leadership, NotHeadError
 from simagent.worker.hostlist import Wanted
@@ -194,6 +195,21 @@ def test_a_head_that_is_started_again_leads_at_once_and_goes_on_naming(world: Wo
     assert record.lease is not None
     assert record.lease.incarnation == "2"
     assert record.attempts == (Spanning(project="p", task="T1", epoch=1),)
+
+
+def test_a_head_that_ends_for_good_leaves_the_cluster_to_others(world: World) -> None:
+    first, second = world.head("h1"), world.head("h2")
+    stop = Wake()
+    stop.set()
+    first.turn()
+    first.run(stop)
+    assert world.leader == "h1", "what it runs goes on, and so does it when it is started again"
+    first.over = True
+    first.run(stop)
+    assert world.leader is None
+    second.turn()
+    first.run(stop)
+    assert world.leader == "h2", "what is another's is left alone"
 
 
 def test_what_ends_is_named_no_longer(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from simagent.worker.journal import Entry, Place
 from simagent.worker.roster import LOOK_EVERY, Roster
 from simagent.worker.silence import Sign, Silence
 
+_TROUBLES = (StoreError, CorruptError, TooNewError, SshError)
 _SETTLED_AFTER = 3 * SHOWS_EVERY
 
 log = structlog.get_logger()
@@ -79,6 +81,8 @@ class Head:
         self._other: HeadLease | None = None
         self._silence: Silence | None = None
         self._leads = False
+        self.over = False
+        """Set where this agent ends for good, and nothing of it runs on."""
         self._ready = False
         self._most = 1
         """The hosts that there were at a time."""
@@ -91,14 +95,32 @@ class Head:
     # --- Its thread -----------------------------------------------------------------------------
 
     def run(self, stop: Wake) -> None:
-        """Lead, or wait to, until ``stop`` is set."""
+        """Lead, or wait to, until ``stop`` is set; then, if it is `over`, leave that to others."""
+        told = ""
         while not stop.is_set():
             self._wake.clear()
             try:
                 self.turn()
-            except (StoreError, CorruptError, TooNewError, SshError) as error:
-                log.warning("cluster not looked after", cluster=self.it.cluster, error=str(error))
+                told = ""
+            except _TROUBLES as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("cluster not looked after", cluster=self.it.cluster, error=told)
             self._clock.wait(min(LOOK_EVERY, self._times.renew_every), stop, self._wake)
+        if self.over:
+            with suppress(*_TROUBLES):
+                self.resign()
+
+    def resign(self) -> None:
+        """Give the lease up, so that another head need not wait. Raises all that `turn` does."""
+
+        def leave(head: Record) -> Record:
+            mine = head.lease is not None and head.lease.agent == self._me.agent
+            return head.with_(lease=None, attempts=()) if mine else head
+
+        with self._lock:
+            self._ledger.change_document(self._record, Record(), leave)
+            self._leads = False
 
     def turn(self) -> None:
         """Do what is due. Raises StoreError, `CorruptError`, `TooNewError`, `SshError`."""

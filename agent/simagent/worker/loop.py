@@ -139,14 +139,15 @@ class Agent:
                 self._notifier.alive()
             if self._drain_file is not None and self._order is None:
                 self._drain_file.withdraw()
-            if self._heart is not None and self._order is None:
-                self._heart.over = True
+            for helper in (self._heart, self._ctx.head) if self._order is None else ():
+                if helper is not None:
+                    helper.over = True
         finally:
             self._ended.set()
             self._notifier.stopping()
             self._leave()
-            for helper in helpers:
-                helper.join(_HELPERS_WITHIN)
+            for thread in helpers:
+                thread.join(_HELPERS_WITHIN)
 
     def _start_helpers(self) -> list[CoreThread]:
         """Start what goes on beside the loop; give the threads whose end is waited for, shortly."""
@@ -154,16 +155,17 @@ class Agent:
         if drain is not None:
             watch = partial(drain.watch, self._ctx.clock, self._ended, self.poke)
             self._threads.start("drain", watch)
-        if self._ctx.head is not None:
-            self._threads.start("head", partial(self._ctx.head.run, self._ended))
         if self._ctx.cloud is not None:
             notices = NoticeWatch(self._ctx.cloud, self._ctx.clock, self.interrupt)
             self._threads.start("notices", partial(notices.run, self._ended))
         if self._ctx.images:
             self._threads.start("caretaker", partial(_caretaker(self._ctx).run, self._ended))
-        if self._heart is None:
-            return []
-        return [self._threads.start("heartbeat", partial(self._heart.run, self._ended))]
+        shown = {"heartbeat": self._heart, "head": self._ctx.head}
+        return [
+            self._threads.start(name, partial(it.run, self._ended))
+            for name, it in shown.items()
+            if it is not None
+        ]
 
     @property
     def _closing(self) -> bool:
