@@ -27,6 +27,9 @@ CONNECT, ANSWER = 5.0, 30.0
 LEASE_CONNECT, LEASE_ANSWER = 2.0, 5.0
 """The same for the renewals of leases, which are tried again soon."""
 
+_AT_ONCE = 64 << 10
+"""Bytes below which a body goes with its request: it would take less time than being asked for."""
+
 _FAILURES = (
     boto.ClientError,
     boto.BotoCoreError,
@@ -118,6 +121,9 @@ class S3Calls:
         conditional = "IfMatch" in fields or "IfNoneMatch" in fields
         if key:
             fields["Key"] = key
+        if len(fields.get("Body", b"")) in range(1, _AT_ONCE):
+            # Of bytes boto3 makes a file, before which it waits to be told to go on.
+            fields["Body"] = bytearray(fields["Body"])
         with self.errors(key, conditional=conditional):
             client = self._client(tries)
             answer = getattr(client, operation)(Bucket=self.place.bucket, **fields)
@@ -139,7 +145,7 @@ def connect(access: Access, tries: int) -> Any:
         connect_timeout=access.connect,
         read_timeout=access.answer,
         retries={"total_max_attempts": tries, "mode": "standard"},
-        max_pool_connections=16,
+        max_pool_connections=32,
         s3={"addressing_style": "path" if path_style else "auto"},
         # We name a checksum where there is one. By itself boto3 would send it behind the body,
         # which not every server understands, and check parts against those of whole objects.

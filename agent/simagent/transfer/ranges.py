@@ -14,7 +14,7 @@ from simagent.transfer.errors import OutputChangedError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-THREADS = 8
+THREADS = 12
 """Requests under way at a time: one alone gets a fraction of what a store can send."""
 
 _RANGE = 8 << 20
