@@ -1,27 +1,36 @@
 """The runs of a member, with real steps on a clock that the test moves on."""
 
+import json
 import os
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fakes.clock import FakeClock
+from fakes.clock import FakeClock, FastClock
+from fakes.containers import DIGEST, FakeContainers, FakeImages
 from fakes.steps import alive, until
 from fakes.store import MemoryStore
+from simagent.cluster.conversation import Conversation
 from simagent.cluster.duties import RefusedError
-from simagent.cluster.messages import Enter
+from simagent.cluster.messages import Enter, Fetch
 from simagent.domain.cluster import Head, Spanning
 from simagent.domain.reasons import Reason
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import Wake
+from simagent.ports.images import ImageError
 from simagent.ports.runtime import RuntimeFailedError, StepPlan
 from simagent.runtimes.process import ProcessRuntime, ProcessStep
+from simagent.worker.containers import WORKDIR
 from simagent.worker.context import Identity, Settings
 from simagent.worker.entries import FRESH, KEPT, UNASKED, Entries
+from simagent.worker.entry_plans import check_request, plan_entry
+from simagent.worker.member import MemberDuties
 from simagent.worker.membership import Membership
 
 ATTEMPT = Spanning(project="default", task="melt", epoch=1)
@@ -97,6 +106,13 @@ def request(name: str = "run", command: str = "", **changes: object) -> Enter:
         "grace": 2.0,
     }
     return Enter.model_validate(fields | changes)
+
+
+def contained(member: Membership, images: FakeImages, runtime: str = "docker") -> Membership:
+    """Give a member that has containers, too."""
+    settings = replace(member.settings, containers=(runtime,))
+    runtimes = {**member.runtimes, runtime: FakeContainers(runtime)}
+    return replace(member, runtimes=runtimes, images={runtime: images}, settings=settings)
 
 
 def clock(member: Membership) -> FakeClock:
@@ -271,3 +287,93 @@ def test_the_agents_own_variables_do_not_reach_the_ranks(
     names = {line.partition("=")[0] for line in (member.shared_dir / "work/env").open()}
     assert {"OMPI_X", "PATH", "SIMAGENT_ENTRY"} <= names
     assert "AWS_SECRET_ACCESS_KEY" not in names
+
+
+IMAGE = f"docker://registry.example.org/melt@{DIGEST}"
+
+
+def test_in_an_image_the_shared_folder_is_the_work_folder(member: Membership) -> None:
+    images = FakeImages()
+    member = contained(member, images)
+    asked = request(
+        command="pwd >where",
+        runtime="docker",
+        image=IMAGE,
+        workdir="sub",
+        cpus=1.5,
+        memory_bytes=1 << 30,
+        shm_bytes=1 << 20,
+    )
+    assert member.shared_dir is not None
+    (member.shared_dir / "work" / "sub").mkdir()
+    entries = Entries(member)
+    assert entries.enter(asked, NOBODY_GONE).wait(30.0) is not None
+    containers = member.runtimes["docker"]
+    assert isinstance(containers, FakeContainers)
+    (plan,) = containers.plans
+    box = plan.sandbox
+    assert box is not None
+    assert images.fetched == [IMAGE]
+    assert (box.image, box.network, box.shm_bytes) == ("an image", "host", 1 << 20)
+    assert {str(m.target): m.source.name for m in box.mounts} == {
+        str(WORKDIR): "work",
+        "/tmp": "tmp",
+        "/var/tmp": "tmp",
+    }
+    assert plan.cwd == Path(WORKDIR, "sub")
+    assert (plan.limits.cpus, plan.limits.memory_bytes) == (1.5, 1 << 30)
+    assert plan.launch is None
+
+
+def test_ranks_that_the_hosts_own_mpi_starts_are_in_containers_each(member: Membership) -> None:
+    member = contained(member, FakeImages("apptainer"), "apptainer")
+    asked = request(
+        command="orted --here",
+        runtime="apptainer",
+        image=IMAGE,
+        program=("lmp", "-in", "x"),
+        ranks=4,
+    )
+    check_request(member, asked)
+    plan = plan_entry(member, asked, member.entries / "x", "an image")
+    assert plan.argv == ("lmp", "-in", "x")
+    assert plan.launch is not None
+    assert plan.launch.argv == ("/bin/sh", "-c", "orted --here")
+    assert plan.launch.np == 4
+    assert "PATH" in plan.launch.env
+    assert "PATH" not in plan.env
+    with pytest.raises(RefusedError, match=r"mpi\.mode is contained") as caught:
+        check_request(replace(member, hybrid=False), asked)
+    assert caught.value.reason is Reason.UNSUPPORTED
+
+
+def test_why_an_image_cannot_be_had_is_passed_on(member: Membership) -> None:
+    images = FakeImages(errors=[ImageError(Reason.IMAGE_DENIED, "log in first")])
+    duties = MemberDuties(contained(member, images), Entries(member))
+    fetch = Fetch(runtime="docker", image=IMAGE)
+    with pytest.raises(RefusedError, match="log in first") as caught:
+        duties.fetch(fetch, NOBODY_GONE)
+    assert caught.value.reason is Reason.IMAGE_DENIED
+    duties.fetch(fetch, NOBODY_GONE)
+    with pytest.raises(RefusedError, match="image: ") as caught:
+        duties.fetch(fetch.with_(image="--privileged"), NOBODY_GONE)
+    with pytest.raises(RefusedError, match="apptainer is not set up here: there is docker"):
+        duties.fetch(fetch.with_(runtime="apptainer"), NOBODY_GONE)
+
+
+def test_a_long_fetch_shows_that_it_lives_and_ends_with_its_head(member: Membership) -> None:
+    images = FakeImages(stalls=True)
+    duties = MemberDuties(contained(member, images), Entries(member))
+    ours, theirs = socket.socketpair()
+    fast = FastClock(20.0)
+    talk = threading.Thread(target=Conversation(theirs, duties, fast, Wake()).run)
+    talk.start()
+    ours.settimeout(30.0)
+    ours.sendall(Fetch(runtime="docker", image=IMAGE).model_dump_json().encode() + b"\n")
+    said = ours.makefile()
+    assert [json.loads(said.readline())["event"] for _ in range(3)] == ["beat"] * 3
+    said.close()
+    ours.close()
+    talk.join(30.0)
+    assert not talk.is_alive()
+    theirs.close()

@@ -68,6 +68,7 @@ class Enter(Record):
     grace: float
     shm_bytes: int | None = None
     memory_bytes: int | None = None
+    cpus: float | None = None
     sample_every: float = 5.0
     program: tuple[str, ...] = ()
     ranks: int = 0

@@ -126,6 +126,7 @@ def plan_entry(member: Membership, request: Enter, folder: Path, image: str | No
         orphan_limit=settings.orphan_limit,
         limits=StepLimits(
             memory_bytes=request.memory_bytes,
+            cpus=request.cpus,
             processes=settings.max_processes,
             file_bytes=settings.max_file_bytes,
         ),

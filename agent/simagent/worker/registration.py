@@ -11,6 +11,7 @@ from simagent.domain.cluster import SHOWS_EVERY, Member
 from simagent.ports.clock import Wake
 from simagent.ports.store import StoreError
 from simagent.worker.address import AddressError, own_address
+from simagent.worker.capacity import short_of_space
 from simagent.worker.entries import Entries
 from simagent.worker.membership import Membership
 
@@ -78,7 +79,7 @@ class Registration:
 
     def _record(self) -> Member:
         member, identity = self._member, self._member.identity
-        troubles = [self._trouble(), _sharing(member)]
+        troubles = [self._trouble(), _sharing(member), _room(member)]
         address = host_key = ""
         try:
             address = str(own_address(member.interface).ip)
@@ -129,3 +130,7 @@ def _sharing(member: Membership) -> str:
     if not member.shared_dir.is_dir():
         return f"mpi.shared_dir: there is no folder {member.shared_dir}: mount it"
     return ""
+
+
+def _room(member: Membership) -> str:
+    return short_of_space(member.folder, member.settings.min_free) or ""

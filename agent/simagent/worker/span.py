@@ -223,6 +223,7 @@ class Doors:
             grace=min(self._spec.grace, _DAEMON_GRACE),
             shm_bytes=None if box is None else box.shm_bytes,
             memory_bytes=plan.limits.memory_bytes,
+            cpus=plan.limits.cpus,
             sample_every=self._ctx.settings.pace.sample,
         )
 
