@@ -94,10 +94,21 @@ def test_a_host_that_could_not_be_entered_is_left_alone_for_a_while() -> None:
     it.show("a", "b")
     it.after(LOOK_EVERY)
     it.roster.doubt("agent-a", "ssh refuses")
-    assert it.after(30) == ["b"]
+    assert it.after(20) == ["b"]
     assert it.roster.amiss() == {"a": "ssh refuses"}
     it.show("a", "b")
-    assert it.after(35) == ["a", "b"]
+    assert it.after(15) == ["a", "b"]
+
+
+def test_a_host_that_has_begun_anew_is_trusted_again() -> None:
+    it = Cluster()
+    it.roster.look()
+    it.show("a", "b")
+    it.after(LOOK_EVERY)
+    it.roster.doubt("agent-a", "it lost its power")
+    assert it.after(LOOK_EVERY) == ["b"]
+    it.show("a", incarnation="another")
+    assert it.after(LOOK_EVERY) == ["a", "b"]
 
 
 def test_a_record_that_cannot_be_read_is_of_no_host() -> None:

@@ -14,7 +14,7 @@ from simagent.ports.store import NotFoundError
 
 LOOK_EVERY = 5.0
 GONE_AFTER = 4 * SHOWS_EVERY
-_DOUBTED_FOR = 60.0
+_DOUBTED_FOR = 30.0
 
 log = structlog.get_logger()
 
@@ -87,9 +87,18 @@ class Roster:
         return troubles
 
     def find(self, agent: str) -> Member | None:
-        """Give what a member last told of itself, whether or not it still lives."""
-        seen = self._seen.get(keys.cluster_member(self._cluster, agent))
-        return seen.record if seen else None
+        """Give what a member last told of itself, whether or not it still lives.
+
+        Of one that was not looked at yet the store is asked. Raises StoreError.
+        """
+        key = keys.cluster_member(self._cluster, agent)
+        seen = self._seen.get(key)
+        if seen is not None:
+            return seen.record
+        try:
+            return Member.model_validate_json(self._ledger.store.get(key).data)
+        except (NotFoundError, ValidationError):
+            return None
 
     def doubt(self, agent: str, why: str) -> None:
         """Do not use a member for a while, which could not be entered."""
@@ -113,8 +122,11 @@ class Roster:
         except NotFoundError:
             return
         seen.etag = blob.etag
+        before = seen.record
         try:
             seen.record = Member.model_validate_json(blob.data)
+            if before is not None and before.incarnation != seen.record.incarnation:
+                seen.doubted = 0.0  # what was wrong with it may be over
         except ValidationError as error:
             log.debug("member cannot be read", key=key, error=str(error).splitlines()[0])
             seen.record = None

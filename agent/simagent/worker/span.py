@@ -20,6 +20,7 @@ from simagent.cluster.ssh import SshError
 from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.ports.runtime import Runtime, Step, StepPlan
+from simagent.ports.store import StoreError
 from simagent.telemetry.metrics import Sample
 from simagent.worker.context import Context
 from simagent.worker.endings import StepLostError
@@ -197,7 +198,7 @@ class Doors:
         for place in self._over.hosts:
             try:
                 ssh = head.ssh(place)
-            except SshError as error:
+            except (SshError, StoreError) as error:
                 raise StepLostError(Reason.MPI_HOST_LOST, str(error)) from error
             yield place.address, broker.Peer(name=place.name, ssh=ssh, enter=enter)
 
