@@ -18,6 +18,12 @@ LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
 """Of steps with these it is not known how they ended."""
 
 
+_STRANGERS = (
+    "its ranks loaded another MPI than that of mpirun: each was a job of its own; use a program "
+    "for the same MPI, or set mpi.force"
+)
+
+
 class StepJudge:
     """Says what the steps of one attempt come to."""
 
@@ -110,6 +116,8 @@ class StepJudge:
                 return self.timed_out()
             case Reason.DISK_FULL:
                 return self.out_of_space()
+            case Reason.MPI_MISMATCH:
+                return Ending(Status.FAILED, why, _STRANGERS)
         # Told to end for a reason of the agent's, which did not live to act on it.
         raise StepLostError(why or Reason.AGENT_ERROR, "the step was told to end")
 

@@ -28,6 +28,7 @@ from simagent.worker.judgement import LOST, StepJudge
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
 from simagent.worker.plans import Planned, plan_step
 from simagent.worker.span import LOOK_EVERY, Doors
+from simagent.worker.strangers import RankWatch
 
 _STOP_MARGIN = 15.0
 _LAST_WORDS = 1 << 16
@@ -112,7 +113,9 @@ class StepRunner:
         self._log(Event.STEP_STARTED, step=number, argv=planned.shown)
         self._step, self.left, self._beside = step, None, doors
         try:
-            exit_ = self._wait(step, doors)
+            mpi = self._spec.commands[number].mpi
+            watched = mpi is not None and not mpi.force
+            exit_ = self._wait(step, doors, RankWatch(self._ctx.clock) if watched else None)
         finally:
             self._step = None
         if exit_.reason not in LOST:
@@ -190,13 +193,16 @@ class StepRunner:
             return self._judge.timed_out()
         return None
 
-    def _wait(self, step: Step, doors: Doors | None) -> StepExit:
-        """Wait for the step's end, obeying orders, and looking at the other hosts of its ranks."""
+    def _wait(self, step: Step, doors: Doors | None, watch: RankWatch | None) -> StepExit:
+        """Wait for the step's end, obeying orders, and looking at its ranks and their hosts."""
         stopped = False
         while True:
-            timeout = None if stopped else self._time_left()
-            if doors is not None:
-                timeout = LOOK_EVERY if timeout is None else min(timeout, LOOK_EVERY)
+            waits = [
+                None if stopped else self._time_left(),
+                None if doors is None else LOOK_EVERY,
+                None if stopped or watch is None else watch.left(),
+            ]
+            timeout = min((seconds for seconds in waits if seconds is not None), default=None)
             exit_ = step.wait(timeout, self._orders.wake)
             if exit_ is not None:
                 return exit_
@@ -219,6 +225,10 @@ class StepRunner:
             elif doors is not None and (doors.lost or doors.gone):
                 # Those that are left wait for it without end, and are of no use to anybody.
                 self._stop(step, min(self._spec.grace, _HASTY_GRACE), Reason.MPI_HOST_LOST)
+                stopped = True
+            elif watch is not None and (wrong := watch.look(step.pids)):
+                log.warning("ranks of another MPI", task=self._journal.entry.task, error=wrong)
+                self._stop(step, min(self._spec.grace, _HASTY_GRACE), Reason.MPI_MISMATCH)
                 stopped = True
 
     def _leave(self, step: Step, doors: Doors | None, order: Interrupted) -> NoReturn:
