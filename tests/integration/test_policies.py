@@ -89,7 +89,8 @@ def fleet(tmp_path: Path, moto: Moto) -> Fleet:
 
 
 def test_the_policies_of_agents_and_clients_are_enough_and_not_more(fleet: Fleet) -> None:
-    with fleet.guard("agent", sif_cache="true") as agents, fleet.guard("tenant") as clients:
+    of_a_cluster = {"sif_cache": "true", "cluster": "c"}
+    with fleet.guard("agent", **of_a_cluster) as agents, fleet.guard("tenant") as clients:
         rig = Rig(fleet.folder, fleet.settings(agents.endpoint, allow_process="true"))
         user = Rig(fleet.folder, fleet.settings(clients.endpoint))
         with rig.agent():
@@ -240,6 +241,7 @@ Call = Callable[[Config], object]
         ("tenant", lambda config: open_store(config).put("clusters/c/head.json", b""), "PutObject"),
         ("tenant", lambda config: list(open_store(config).scan("p/other/")), "ListBucket"),
         ("agent", lambda config: open_store(config).put("images/mine.sif", b""), "PutObject"),
+        ("agent", lambda config: open_store(config).put("clusters/c/head.json", b""), "PutObject"),
         ("agent", lambda config: open_store(config).put("open/others/X.lab", b""), "PutObject"),
     ],
 )

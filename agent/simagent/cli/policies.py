@@ -77,6 +77,7 @@ def _gaps(config: Config, groups: Sequence[str], project: str) -> Gaps:
         "prefix": [f"{prefix}/" if prefix else ""],
         "project": [project],
         "group": groups,
+        "cluster": [config.cluster] if config.cluster else [],
         "cache": ["images/cache"] if config.sif_cache else [],
         "queue": [f"arn:{partition}:sqs:{region}:*:{name}" for name in dict.fromkeys(queues)],
         "key": [_key(config.s3_kms_key, partition)] if config.s3_kms_key else [],
