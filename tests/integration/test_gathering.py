@@ -116,20 +116,26 @@ class Lab:
         rig.config().state_dir.mkdir(parents=True)
         ctx = open_context(rig.config())
         self.hosts = {name: Host(folder / name, self.shared) for name in ("a", "b")}
+        self.ctx: Context = ctx
+        self.begin(ctx.identity.incarnation)
+        self.head.turn()
+        self.show("a", "b")
+        self.orders = Orders()
+        self.timeline = Timeline(ctx.clock)
+
+    def begin(self, incarnation: str) -> None:
+        """Begin as the head, which has looked at nothing yet."""
+        ctx = self.ctx
         own = Place(name="head", address="10.0.0.1", slots=2, agent=ctx.identity.agent)
         self.head = Head(
             Leadership(cluster="c", own=own, shared_dir=self.shared),
             ctx.ledger,
             ctx.clock,
             ctx.times,
-            incarnation=ctx.identity.incarnation,
+            incarnation=incarnation,
             key=Key(self.hosts),
         )
-        self.ctx: Context = replace(ctx, head=self.head)
-        self.head.turn()
-        self.show("a", "b")
-        self.orders = Orders()
-        self.timeline = Timeline(ctx.clock)
+        self.ctx = replace(ctx, head=self.head)
 
     def show(self, *hosts: str) -> None:
         for host in hosts:
@@ -249,6 +255,14 @@ def test_what_is_of_no_concern_asks_again(lab: Lab) -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert lab.hosts["a"].fetched == [IMAGE, IMAGE]
+
+
+def test_a_head_that_has_just_been_started_again_finds_the_hosts_of_its_attempt(lab: Lab) -> None:
+    journal = lab.journal()
+    lab.begin("2")
+    lab.head.adopt([journal.entry])
+    assert lab.gather(journal) is None
+    assert lab.hosts["a"].fetched == [IMAGE]
 
 
 def test_what_was_prepared_is_not_gathered_again(lab: Lab) -> None:

@@ -275,15 +275,19 @@ class Head:
 
     def lacking(self, runtime: str, places: Iterable[Place]) -> str | None:
         """Tell which of some hosts lacks a runtime; None where all have it."""
+        there = self._roster.members()
         for place in places:
-            member = self._roster.find(place.agent)
+            member = next((it for it in there if it.agent == place.agent), None)
             if member is not None and runtime not in member.runtimes:
                 return f"host {place.name} has no {runtime}: install it there"
         return None
 
     def ssh(self, place: Place) -> tuple[str, ...]:
         """Give the command line by which a member is entered. Raises `SshError`."""
-        member = self._roster.find(place.agent)
+        try:
+            member = self._roster.find(place.agent)
+        except StoreError as error:
+            raise SshError(f"host {place.name} is not known yet: {error}") from error
         if member is None:
             raise SshError(f"host {place.name} is no longer a member of cluster {self.it.cluster}")
         return self._key.command(member)
