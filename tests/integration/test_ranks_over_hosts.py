@@ -179,4 +179,4 @@ def test_a_program_of_another_mpi_is_refused() -> None:
     said = guard_said(ran.stderr)
     assert said is not None
     assert said[0].value == "mpi_mismatch"
-    assert "ompi_info is linked with Open MPI" in said[1]
+    assert "ompi_info is linked with an Open MPI" in said[1]
