@@ -313,6 +313,19 @@ def test_a_lost_answer_at_the_end_of_an_upload_is_looked_for(
     assert uploads(bucket) == []
 
 
+def test_small_objects_go_without_being_asked_for(bucket: Bucket) -> None:
+    access, asked = Access(bucket.endpoint, bucket.region), list[bool]()
+    client = connect(access, 1)
+    client.meta.events.register(
+        "before-send.s3", lambda request, **_: asked.append("Expect" in request.headers)
+    )
+    store = S3Store(bucket.url, access, connect=lambda access, tries: client)
+    for data in (b"", b"1", b"1" * 60_000, b"1" * MEGABYTE):
+        store.put("k", data)
+        assert store.get("k").data == data
+    assert asked[::2][1:] == [False, False, True]
+
+
 def test_memory_is_bounded_however_long_the_stream(bucket: Bucket) -> None:
     store = make_store(bucket)
     store.put("warm", b"")
