@@ -281,6 +281,19 @@ def test_a_daemon_that_is_killed_is_a_host_that_is_lost(cluster: Cluster) -> Non
     nothing_left(cluster, task)
 
 
+def test_an_mpirun_that_lost_a_host_and_exits_with_0_has_not_succeeded(cluster: Cluster) -> None:
+    """As that of Open MPI 5 does."""
+    said = (
+        "PRTE has lost communication with a remote daemon.\n\n Remote daemon: [p@0,1] on node vm2"
+    )
+    with cluster.up():
+        task = cluster.ranks(f"printf '{said}\n' >&2", max_attempts=1)
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("error", "mpi_host_lost")
+    assert "host vm2: MPI's daemon there is gone" in (state.message or "")
+    nothing_left(cluster, task)
+
+
 def test_the_next_incarnation_goes_on_with_all_ranks(cluster: Cluster) -> None:
     go = cluster.folder / "go"
     with cluster.up() as agent:
