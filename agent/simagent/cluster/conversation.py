@@ -157,15 +157,18 @@ class Conversation:
         """Go on until the run is over, or another connection has it."""
         every = max(_LEAST_PAUSE, request.sample_every)
         sample_at = self._clock.now() + every
+        given_up = False
         while True:
             for line in self._unread:
                 self._obey(line, hold, request)
             self._unread = []
-            if self._lines.lost:
+            if self._lines.lost and not given_up:
                 why = "closed the connection" if self._lines.closed else "fell silent"
                 hold.leave(request.grace, f"the head {why}")
-                self._lines.closed = True
-            pause = min(self._until_beat(), max(0.0, sample_at - self._clock.now()))
+                given_up = self._lines.closed = True
+            pause = self._until_beat()
+            if not given_up:
+                pause = min(pause, max(0.0, sample_at - self._clock.now()))
             exited = hold.wait(pause, hold.taken, self._stop, *self._lines.sources)
             if exited is not None:
                 self._tell(exited)
