@@ -45,6 +45,8 @@ def test_what_can_run_is_not_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, MPI | IMAGE, **image_has_it) is None
     assert refused(tmp_path, IMAGE, runtimes=docker) is None
     assert refused(tmp_path, IMAGE, runtimes=broken("apptainer") | docker) is None
+    assert refused(tmp_path, RANKS, mpi_slots=10_000) is None
+    assert refused(tmp_path, RANKS, hosts_known=False) is None
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def _check(spec: Spec, config: Config) -> None:
         launchers=open_launchers(config),
         folder=config.state_dir,
         min_free=config.min_free,
+        mpi_slots=config.mpi.slots,
+        hosts_known=config.cluster is None,
         mpi_mode=config.mpi.mode,
     )
     _refuse(found.why if found else None)

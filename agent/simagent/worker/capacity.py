@@ -32,11 +32,13 @@ def refusal(
     mpi_slots: int | None = None,
     mpi_mode: Mode = "auto",
     head: Head | None = None,
+    hosts_known: bool = True,
 ) -> Refusal | None:
     """Tell why an agent of this machine would not run a task, None where it would.
 
     What lasts goes before what may pass. ``tags`` are the agent's; ``gpus`` is empty where it is
-    not known which the machine has. ``head`` is that of the cluster which it leads.
+    not known which the machine has. ``head`` is that of the cluster which it leads; it is
+    not ``hosts_known`` which hosts there are before such a head runs.
     """
     passing, runtime = None, None
     try:
@@ -50,7 +52,7 @@ def refusal(
     lasting = too_small(spec.resources, folder, gpus) or _untagged(spec.require, tags)
     lasting = lasting or _unlaunchable(spec, launchers, mpi_mode)
     try:
-        if lasting is None:
+        if lasting is None and hosts_known:
             choose_hosts(spec, head, slots=mpi_slots, runtime=runtime)
     except NoRuntimeError as error:
         if error.lasting:
