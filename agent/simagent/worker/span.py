@@ -34,7 +34,7 @@ from simagent.worker.spanning import pinned_image, shared_name
 LOOK_EVERY = 0.5
 """Seconds between two looks at what the broker tells."""
 
-_READY_WITHIN = 30.0
+_READY_WITHIN = 60.0
 _READY_POLL = 0.02
 _LEAVE_GRACE = broker.LEAVE_LIMIT + 5.0
 _LEAVE_WITHIN = _LEAVE_GRACE + 5.0
