@@ -92,7 +92,9 @@ class Mpi(Part):
     )
     oversubscribe: bool = Field(False, description="Allow more ranks than there are cores.")
     args: tuple[str, ...] = Field((), description="Further options for mpirun.")
-    version: str | None = Field(None, description="MPI version, where several are installed.")
+    version: str | None = Field(
+        None, description="MPI version of the machine, whose mpirun then starts ranks in images, too."
+    )
     force: bool = Field(
         False, description="Start ranks although MPI versions of host and image do not fit."
     )
