@@ -93,7 +93,8 @@ class Mpi(Part):
     oversubscribe: bool = Field(False, description="Allow more ranks than there are cores.")
     args: tuple[str, ...] = Field((), description="Further options for mpirun.")
     version: str | None = Field(
-        None, description="MPI version of the machine, whose mpirun then starts ranks in images, too."
+        None,
+        description="MPI version of the machine, whose mpirun then starts ranks in images, too.",
     )
     force: bool = Field(
         False, description="Start ranks although MPI versions of host and image do not fit."
