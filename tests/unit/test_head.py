@@ -1,5 +1,6 @@
 """Who leads a cluster, what its record names, and how many hosts it waits for."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -282,3 +283,16 @@ def test_without_a_shared_folder_nothing_runs_on_several_hosts(world: World) -> 
     head = world.head(trouble="mpi.shared_dir is not set")
     head.turn()
     assert head.trouble() == "mpi.shared_dir is not set"
+
+
+def test_what_a_head_asks_of_the_store_in_an_hour_is_bounded(world: World) -> None:
+    """The figures of docs/operations.md."""
+    faults = Faults(world.clock)
+    head = world.head(faults=faults)
+    head.turn()
+    world.show("a")
+    faults.calls.clear()
+    world.turns(3600, head)
+    asked = Counter(call for call, _ in faults.calls)
+    assert asked["scan"] + asked["put"] <= 970
+    assert asked["get"] <= 490
