@@ -19,16 +19,18 @@ from simagent.cluster.conversation import Conversation
 from simagent.cluster.duties import RefusedError
 from simagent.cluster.messages import Enter, Fetch
 from simagent.domain.cluster import Head, Spanning
+from simagent.domain.images import ImageRef
 from simagent.domain.reasons import Reason
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
-from simagent.ports.clock import Wake
-from simagent.ports.images import ImageError
+from simagent.ports.clock import Waitable, Wake
+from simagent.ports.images import Image, ImageError, Progress
 from simagent.ports.runtime import RuntimeFailedError, StepPlan
 from simagent.runtimes.process import ProcessRuntime, ProcessStep
 from simagent.worker.containers import WORKDIR
 from simagent.worker.context import Identity, Settings
 from simagent.worker.entries import FRESH, KEPT, UNASKED, Entries
+from simagent.worker.entry import EntryHold
 from simagent.worker.entry_plans import check_request, plan_entry
 from simagent.worker.member import MemberDuties
 from simagent.worker.membership import Membership
@@ -58,6 +60,28 @@ class AwayRuntime(ProcessRuntime):
         self.on_look()
         if self.away:
             raise RuntimeFailedError(Reason.RUNTIME_FAILED, "the engine does not answer")
+
+
+class BlockedImages(FakeImages):
+    """Fails for the first who asks, once it is let."""
+
+    def __init__(self, began: threading.Event, let: threading.Event) -> None:
+        super().__init__()
+        self._began = began
+        self._let = let
+
+    def ensure(
+        self, ref: ImageRef, *wakes: Waitable, progress: Progress | None = None, pin: bool = False
+    ) -> Image:
+        if not self._began.is_set():
+            self._began.set()
+            assert self._let.wait(30.0)
+            raise ImageError(Reason.IMAGE_PULL, "not just now")
+        return super().ensure(ref, *wakes, progress=progress, pin=pin)
+
+    def expect_refusal(self, entries: Entries, asked: Enter) -> None:
+        with pytest.raises(RefusedError, match="not just now"):
+            entries.enter(asked, NOBODY_GONE)
 
 
 @pytest.fixture
@@ -242,6 +266,25 @@ def test_an_engine_that_is_away_is_waited_for(member: Membership) -> None:
     assert alive(running)
     hold.leave(1.0, "it is over")
     assert hold.wait(30.0) is not None
+
+
+def test_a_refusal_to_one_connection_leaves_nothing_to_another(member: Membership) -> None:
+    began, refused = threading.Event(), threading.Event()
+    images = BlockedImages(began, refused)
+    entries = Entries(contained(member, images))
+    asked = request(command="echo $$ >pid-run; exec sleep 600", runtime="docker", image=IMAGE)
+    first = threading.Thread(target=lambda: images.expect_refusal(entries, asked))
+    first.start()
+    assert began.wait(30.0)
+    holds: list[EntryHold] = []
+    second = threading.Thread(target=lambda: holds.append(entries.enter(asked, NOBODY_GONE)))
+    second.start()
+    refused.set()
+    for thread in (first, second):
+        thread.join(30.0)
+    assert entries.count == 1, "it is looked after"
+    holds[0].leave(1.0, "it is over")
+    assert holds[0].wait(30.0) is not None
 
 
 def test_a_run_that_is_to_end_while_it_is_started_ends(member: Membership) -> None:

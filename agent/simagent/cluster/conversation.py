@@ -185,7 +185,7 @@ class Conversation:
     def _obey(self, line: bytes, hold: Hold, request: Enter) -> None:
         with suppress(ValidationError):  # beats, and what newer heads may say
             leave = Leave.model_validate_json(line)
-            hold.leave(min(leave.grace, request.grace), "the head ended it")
+            hold.leave(max(0.0, min(leave.grace, request.grace)), "the head ended it")
 
     @property
     def _stopped(self) -> bool:

@@ -70,6 +70,8 @@ class Entries:
         """
         entry = self._entry(request)
         with entry.lock:
+            if self._entries.get(request.entry) is not entry:
+                return self.enter(request, gone)  # forgotten while another connection had it
             if (entry.request.attempt, entry.request.command) != (request.attempt, request.command):
                 why = f"entry: {request.entry} is another run's: name each run anew"
                 raise RefusedError(Reason.AGENT_ERROR, why)
