@@ -169,6 +169,22 @@ def test_a_dead_head_is_taken_over_and_what_it_ran_is_no_longer_named(world: Wor
     assert first.trouble() == "cluster c is led by h2"
 
 
+def test_of_two_that_follow_a_dead_head_one_leads_and_the_other_waits(world: World) -> None:
+    faults = Faults(world.clock)
+    world.head("h1").turn()
+    second, third = world.head("h2", faults=faults), world.head("h3")
+
+    def other_first(call: str, key: str) -> None:
+        if call == "put":
+            faults.before = lambda _call, _key: None
+            third.turn()
+
+    faults.before = other_first
+    world.turns(TIMES.lease_ttl + 2 * TIMES.renew_every, second, third)
+    assert world.leader == "h3"
+    assert (second.trouble(), third.trouble()) == ("cluster c is led by h3", None)
+
+
 def test_a_head_is_not_dead_because_the_store_was_away(world: World) -> None:
     faults = Faults(world.clock)
     first, second = world.head("h1"), world.head("h2", faults=faults)

@@ -137,7 +137,8 @@ class Head:
             self._write(judged=None)
         except SupersededError:
             if self._is_dead(asked):
-                self._write(judged=self._other)
+                with suppress(SupersededError):  # another one that waited was first
+                    self._write(judged=self._other)
 
     def _write(self, judged: HeadLease | None) -> None:
         """Take the lease or renew it; ``judged`` is a holder that is dead.
