@@ -17,6 +17,7 @@ NAMES = (
     "fleet_throughput",
     "apptainer",
     "docker_steps",
+    "mpi",
     "s3",
 )
 

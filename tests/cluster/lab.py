@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from cluster.vms import SSH_PORT, USER, Network, Vm, is_agent
@@ -25,6 +27,7 @@ CLUSTER = "lab"
 NOTICED = 30.0
 """Seconds within which a fault has ended the task, or given it back."""
 _PATIENCE = 60.0
+_ROUND = 5.0
 _GROUP = "default"
 
 # Short where only waiting would be tested; beats of hosts have their real times.
@@ -43,7 +46,12 @@ _TIMES = {
     "ring_after": 4.0,
 }
 
+_T = TypeVar("_T")
 _SSH_CONFIG = f"Host *\n  Port {SSH_PORT}\n  StrictHostKeyChecking no\n  LogLevel ERROR\n"
+
+
+class _InVainError(Exception):
+    """What is waited for will not come."""
 
 
 class ClusterLab(Rig):
@@ -61,7 +69,10 @@ class ClusterLab(Rig):
             os.chown(made, self.uid, -1)
         self.vms: dict[str, Vm] = {}
         self._settings_of: dict[str, dict[str, Any]] = {}
-        bucket = make_bucket(moto.endpoint, moto.name("lab"), moto.region)
+        self._agents: set[str] = set()
+        self.bucket = bucket = make_bucket(moto.endpoint, moto.name("lab"), moto.region)
+        _, _, path = bucket.url.removeprefix("s3://").partition("/")
+        self._prefix = f"{path}/"
         queues = moto.name("lab")
         create_queue(f"{queues}-{_GROUP}", region=moto.region, endpoint=moto.endpoint)
         engines = {
@@ -111,8 +122,9 @@ class ClusterLab(Rig):
             f"SIMAGENT_{setting.upper()}": value if isinstance(value, str) else json.dumps(value)
             for setting, value in self._settings_of[name].items()
         }
-        role = ["--cluster", CLUSTER] + ([] if name == HEAD else ["--role", "member"])
+        role = ["--cluster", CLUSTER] + ([] if is_head(name) else ["--role", "member"])
         command = " ".join(["simagent", "agent", *role])
+        self._agents.add(name)
         vm.spawn(command, "agent.log", **KEYS, AWS_EC2_METADATA_DISABLED="true", **env)
 
     def _settings(
@@ -120,7 +132,7 @@ class ClusterLab(Rig):
     ) -> dict[str, Any]:
         shared = {"shared_dir": "/shared", "slots": 2}
         of_all = self._engines | {"times": _TIMES, "sample_every": 1.0, "agent": name}
-        if name != HEAD:
+        if not is_head(name):
             of_all = {k: v for k, v in of_all.items() if not k.startswith(("queue", "sqs_"))}
         return {
             **of_all,
@@ -138,7 +150,8 @@ class ClusterLab(Rig):
 
     def kill_agent(self, name: str) -> None:
         """End a VM's agent as a crash would; nothing else."""
-        self.vms[name].run("pkill -KILL -f 'simagent agent'", user="root")
+        self._agents.discard(name)
+        self.vms[name].run("pkill -KILL -f '[s]imagent agent'", user="root")
         self.until(lambda: not self.agents_of(name))
 
     def log_of(self, name: str) -> str:
@@ -161,6 +174,13 @@ class ClusterLab(Rig):
     def _answers(self, vm: Vm) -> bool:
         return not self.head.run(f"ssh {vm.name} true", check=False).returncode
 
+    def heal(self) -> None:
+        """Undo what faults have done to VMs and agents."""
+        for name, vm in self.vms.items():
+            vm.heal()
+            if not self.agents_of(name):
+                self.start(name)
+
     # --- Tasks ---------------------------------------------------------------------------------
 
     def link(self, sif: Path) -> str:
@@ -181,21 +201,22 @@ class ClusterLab(Rig):
 
         def look() -> dict[str, list[int]] | None:
             found = self.ranks(task, program)
-            state = self.client.state(task)
-            assert not state.terminal, self.told(task)
+            if self.client.state(task).terminal:
+                raise _InVainError
             return found if all(found[host] for host in hosts) else None
 
-        return self.until(look, _PATIENCE)
+        return self._watched(task, look, _PATIENCE)
 
     def told(self, task: TaskKeys) -> str:
         """Tell all that may explain what became of a task."""
         state = self.client.state(task)
-        logs = {name: self.log_of(name)[-3000:] for name in self.vms}
-        streams = {
-            s: self.log(task, s)[-2000:].decode(errors="replace") for s in ("stdout", "stderr")
-        }
-        told = {"state": state.model_dump(mode="json"), **streams}
-        return json.dumps(told, indent=1) + "".join(f"\n--- {n}\n{t}" for n, t in logs.items())
+        lines = [f"{state.status} {state.reason} {state.message}"]
+        lines += [f"attempt {a.epoch}: {a.reason} {a.message} {a.note}" for a in state.attempts]
+        for stream in ("stdout", "stderr"):
+            lines += [f"--- {stream}", self.log(task, stream)[-2000:].decode(errors="replace")]
+        for name, vm in self.vms.items():
+            lines += [f"--- {name}", *vm.busy(), self.log_of(name)[-3000:]]
+        return "\n".join(lines)
 
     def succeeds(self, task: TaskKeys, seconds: float = _PATIENCE) -> State:
         """Wait for the task's end, which has to be a good one, with nothing left on any host."""
@@ -206,8 +227,20 @@ class ClusterLab(Rig):
 
     def ends(self, task: TaskKeys, seconds: float = _PATIENCE) -> State:
         """Wait for the task's end."""
-        with suppress(AssertionError):
-            return self.finish(task, seconds)
+        return self._watched(task, lambda: self.ended(task), seconds)
+
+    def _watched(self, task: TaskKeys, look: Callable[[], _T | None], seconds: float) -> _T:
+        """Look until there is something to see; where there is not, tell why that may be."""
+        begun = looked = time.monotonic()
+        with suppress(_InVainError):
+            while time.monotonic() - begun < seconds:
+                if (seen := look()) is not None:
+                    return seen
+                if time.monotonic() - looked > _ROUND:
+                    if not all(self.agents_of(name) for name in self._agents):
+                        break
+                    looked = time.monotonic()
+                threading.Event().wait(0.05)
         raise AssertionError(self.told(task))
 
     def outputs(self, task: TaskKeys) -> Path:
@@ -215,6 +248,21 @@ class ClusterLab(Rig):
         into = self.folder / "outputs" / task.id
         self.client.download(task, (), into)
         return into
+
+    def go(self, task: TaskKeys) -> None:
+        """Let the ranks of wait.py end."""
+        for artifacts in self.shared.glob(f"{CLUSTER}/*{task.id}.*/**/artifacts"):
+            (artifacts / "go").touch()
+
+    def sampled_hosts(self, task: TaskKeys) -> set[object]:
+        """Tell of which hosts there are live metrics in the store."""
+        prefix = f"{self._prefix}{task.attempt(self.client.state(task).epoch).metrics}"
+        s3, bucket = self.bucket.client(), self.bucket.name
+        keys = [
+            o["Key"] for o in s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", ())
+        ]
+        bodies = [s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys]
+        return {json.loads(line)["host"] for body in bodies for line in body.splitlines()}
 
     # --- Leftovers -----------------------------------------------------------------------------
 
@@ -251,6 +299,11 @@ class ClusterLab(Rig):
         """End all VMs."""
         for vm in self.vms.values():
             self._engine.run("rm", "--force", "--volumes", vm.container, check=False)
+
+
+def is_head(name: str) -> bool:
+    """Tell whether a VM's agent takes tasks: the head's does, and that of one that stands by."""
+    return name.startswith(HEAD)
 
 
 def is_program(command: str, program: str) -> bool:

@@ -124,6 +124,16 @@ class Vm:
         """Come back after `die`: what ran is gone, the files are there."""
         self._engine.run("start", self.container)
 
+    def heal(self) -> None:
+        """Undo any of these."""
+        (told,) = json.loads(self._engine.run("inspect", self.container).stdout)
+        if told["State"]["Paused"]:
+            self.thaw()
+        if not told["State"]["Running"]:
+            self.start_again()
+        if self._network not in told["NetworkSettings"]["Networks"]:
+            self.join()
+
 
 def is_agent(command: str) -> bool:
     """Tell whether a command line is that of an agent."""
