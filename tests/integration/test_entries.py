@@ -376,6 +376,7 @@ def test_ranks_that_the_hosts_own_mpi_starts_are_in_containers_each(member: Memb
         image=IMAGE,
         program=("lmp", "-in", "x"),
         ranks=4,
+        env={"LD_PRELOAD": "/workdir/mine.so", "APPTAINER_BIND": "/"},
     )
     check_request(member, asked)
     plan = plan_entry(member, asked, member.entries / "x", "an image")
@@ -385,6 +386,9 @@ def test_ranks_that_the_hosts_own_mpi_starts_are_in_containers_each(member: Memb
     assert plan.launch.np == 4
     assert "PATH" in plan.launch.env
     assert "PATH" not in plan.env
+    # MPI's daemon runs outside of the containers: there the task's variables would be the way out.
+    assert "LD_PRELOAD" in plan.env
+    assert not {"LD_PRELOAD", "APPTAINER_BIND"} & plan.launch.env.keys()
     with pytest.raises(RefusedError, match=r"mpi\.mode is contained") as caught:
         check_request(replace(member, hybrid=False), asked)
     assert caught.value.reason is Reason.UNSUPPORTED

@@ -112,7 +112,8 @@ def plan_entry(member: Membership, request: Enter, folder: Path, image: str | No
     host = {n: os.environ[n] for n in settings.pass_env if n in os.environ}
     inherited = host if image is None else {"HOME": HOME}
     env = request.env | {_MARK: request.entry}
-    launch = Launch(argv=command, np=request.ranks, env=host | env) if request.program else None
+    # MPI's daemon is outside of the containers: the task's variables could have it do anything.
+    launch = Launch(argv=command, np=request.ranks, env=host) if request.program else None
     return StepPlan(
         folder=folder / "steps",
         number=0,
