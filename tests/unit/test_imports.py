@@ -48,7 +48,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "wiring_head": CORE | {"worker", "config"},
     "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines", "wiring_head"},
     "api": CORE | {"client", "config", "wiring"},
-    "cli": CORE | {"worker", "client", "config", "engines", "wiring", "api"}
+    "cli": CORE
+    | {"worker", "client", "config", "engines", "wiring", "api"}
     | {"mpi_probe", "wiring_head"},
     "__main__": frozenset({"cli"}),
 }
