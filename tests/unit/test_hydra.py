@@ -50,6 +50,14 @@ def test_options_that_run_or_reach_something_else_are_refused(args: tuple[str, .
         HydraLauncher().command(Ranks(np=2, args=args), ["a"])
 
 
+@pytest.mark.parametrize("option", ["-genv", "--genv", "-env"])
+def test_variables_of_what_starts_containers_are_not_the_users_to_set(option: str) -> None:
+    args = (option, "APPTAINER_BIND", "/")
+    assert args[1:] == HydraLauncher().command(Ranks(np=2, args=args), ["a"])[-3:-1]
+    with pytest.raises(LaunchError, match=rf"mpi\.args: {option} is refused"):
+        HydraLauncher().command(Ranks(np=2, args=args, boxed=True), ["a"])
+
+
 def test_an_option_cannot_swallow_the_program() -> None:
     with pytest.raises(LaunchError, match="-genv needs 2 values"):
         HydraLauncher().command(Ranks(np=2, args=("-genv", "A")), ["b", "c"])

@@ -28,6 +28,7 @@ _HARMLESS = {
     "order-nodes": 1,
 }
 """The options that users may add, with the number of their values."""
+_SET_VARIABLES = {"genv", "env"}
 _OTHERS = {
     "bootstrap": 1,
     "bootstrap-exec": 1,
@@ -68,7 +69,14 @@ class HydraLauncher:
         return guarded(command, argv[0], self.mpi) if ranks.guard else command
 
     def _front(self, ranks: Ranks) -> tuple[str, ...]:
-        check_args(ranks.args, _HARMLESS, _check_values, others=_OTHERS, allow=self._allow)
+        harmless = _HARMLESS.keys() - (_SET_VARIABLES if ranks.boxed else set())
+        check_args(
+            ranks.args,
+            {option: _HARMLESS[option] for option in harmless},
+            _check_values,
+            others=_OTHERS,
+            allow=self._allow,
+        )
         bind = binding(ranks)
         return (
             self._mpirun,

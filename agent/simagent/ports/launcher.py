@@ -55,7 +55,8 @@ class Ranks:
     ``args`` further options of the user for the launcher itself. With ``oversubscribe`` there may
     be more ranks than cores. Without ``span`` all of them are on this host. With ``guard`` the
     command looks first whether the program can become ranks of that `mpirun`, where this can be
-    seen: `guard_said` tells what it found.
+    seen: `guard_said` tells what it found. ``boxed`` ranks are in a container each, which starts
+    outside of it: no option may set variables there.
     """
 
     np: int
@@ -65,6 +66,7 @@ class Ranks:
     args: tuple[str, ...] = ()
     span: Span | None = None
     guard: bool = False
+    boxed: bool = False
 
 
 GUARD_CODE: Final = 93

@@ -173,7 +173,7 @@ def _hybrid(
     launcher: Launcher, ranks: Ranks, run: _Launched, over: Over | None, *, force: bool
 ) -> _Launched:
     """Make a program into ranks in containers of their own, which bring the step's variables."""
-    ranks = replace(ranks, env=(), guard=False)
+    ranks = replace(ranks, env=(), guard=False, boxed=True)
     line = launcher.command(ranks, RANK)
     own = dict(launcher.environment(ranks))
     return replace(
