@@ -275,6 +275,23 @@ def test_it_waits_for_as_many_hosts_as_it_needs_and_says_so(world: World) -> Non
     assert [place.name for place in head.places()] == ["head", "a"]
 
 
+def test_a_host_that_does_not_come_back_is_waited_for_a_day(world: World) -> None:
+    head, other = world.head("h1"), world.head("h2")
+    world.turns(LOOK_EVERY, head, other)
+    world.show("a", "b")
+    world.turns(60, head, other)
+    assert head.settled
+    world.show("b")
+    world.turns(120, head, other)
+    assert (head.settled, head.away().split(":")[0]) == (False, " (a")
+    for _ in range(86_400 // 25):
+        world.clock.advance(25)
+        world.show("b")
+        other.turn()
+        head.turn()
+    assert (head.settled, head.away()) == (True, "")
+
+
 def test_hosts_that_are_named_are_waited_for_and_who_is_missing_is_said(world: World) -> None:
     head = world.head(wanted=(Wanted("b"), Wanted("x")))
     world.show("a", "b")

@@ -111,6 +111,24 @@ def test_a_host_that_has_begun_anew_is_trusted_again() -> None:
     assert it.after(LOOK_EVERY) == ["a", "b"]
 
 
+def test_who_is_silent_for_a_day_is_forgotten_and_remembered_when_it_comes_back() -> None:
+    it = Cluster()
+    it.show("a", "b")
+    it.roster.look()
+    it.store.put(keys.cluster_member("c", "x"), b"no member")
+    for hour in range(25):
+        it.show("b")
+        it.clock.advance(3600 if hour else LOOK_EVERY)
+        it.roster.look()
+        it.roster.forget()
+        assert ("a" in it.roster.amiss()) is (hour < 24), hour
+    assert [entry.key for entry in it.store.scan(keys.cluster_members("c"))] == [
+        keys.cluster_member("c", "agent-b")
+    ]
+    it.show("a", "b")
+    assert it.after(LOOK_EVERY) == ["a", "b"]
+
+
 def test_a_record_that_cannot_be_read_is_of_no_host() -> None:
     it = Cluster()
     it.roster.look()

@@ -21,7 +21,7 @@ from simagent.ports.launcher import Host
 from simagent.ports.store import StoreError
 from simagent.worker.hostlist import Wanted, arrange
 from simagent.worker.journal import Entry, Place
-from simagent.worker.roster import LOOK_EVERY, Roster
+from simagent.worker.roster import FORGOTTEN_AFTER, LOOK_EVERY, Roster
 from simagent.worker.silence import Sign, Silence
 
 _TROUBLES = (StoreError, CorruptError, TooNewError, SshError)
@@ -85,7 +85,8 @@ class Head:
         """Set where this agent ends for good, and nothing of it runs on."""
         self._ready = False
         self._most = 1
-        """The hosts that there were at a time."""
+        """The hosts that there were at a time, within a day."""
+        self._most_at = clock.now()
         self._awaited: tuple[object, ...] = ()
         self._began = clock.now()
         self._renew_at = clock.now()
@@ -130,6 +131,8 @@ class Head:
             self._lead()
         self._roster.look()
         self._tell()
+        if self._leads:
+            self._roster.forget()
 
     def _lead(self) -> None:
         asked = self._clock.now()
@@ -194,7 +197,9 @@ class Head:
                 log.info(Event.HOSTS_THERE, cluster=self.it.cluster, hosts=self.size)
         self._awaited = awaited
         self._ready = self._ready or not missing
-        self._most = max(self._most, len(self.places()))
+        count, now = len(self.places()), self._clock.now()
+        if count >= self._most or now - self._most_at >= FORGOTTEN_AFTER:
+            self._most, self._most_at = count, now
 
     # --- The hosts ------------------------------------------------------------------------------
 

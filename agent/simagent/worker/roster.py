@@ -14,6 +14,7 @@ from simagent.ports.store import NotFoundError
 
 LOOK_EVERY = 5.0
 GONE_AFTER = 4 * SHOWS_EVERY
+FORGOTTEN_AFTER = 86_400.0
 _DOUBTED_FOR = 30.0
 
 log = structlog.get_logger()
@@ -30,6 +31,8 @@ class _Seen:
     """Until when it is not used, for it could not be entered."""
     why: str = ""
     told: bool = False
+    written: float = 0.0
+    """When it was first seen as it is, whatever happened since."""
 
 
 class Roster:
@@ -66,10 +69,22 @@ class Roster:
                 seen.since = now
             found[entry.key] = seen
             if seen.etag != entry.etag:
+                seen.written = now
                 self._read(entry.key, seen)
         self._seen = found  # as a whole: other threads look at it
         self._looked, self._failures = now, self._ledger.failures
         self._tell(known)
+
+    def forget(self) -> None:
+        """Remove the records of those that have been silent for a day. Raises StoreError.
+
+        One that comes back writes it anew.
+        """
+        for key, seen in list(self._seen.items()):
+            if self._clock.now() - seen.written >= FORGOTTEN_AFTER:
+                self._ledger.store.delete(key)
+                log.info("member that is gone removed", cluster=self._cluster, key=key)
+                self._seen = {other: it for other, it in self._seen.items() if other != key}
 
     def members(self) -> list[Member]:
         """List who lives and can take part, by the names of their hosts."""
