@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.memberlab import MemberLab, pid_in, wait_for
+from fakes.memberlab import CLUSTER, MemberLab, pid_in, wait_for
 from fakes.steps import alive
 from simagent.cluster.calls import ask
 from simagent.cluster.connection import Connection, HostLostError, HostRefusedError
@@ -408,8 +408,9 @@ def test_an_agent_that_takes_tasks_again_ends_what_it_ran_as_a_member(lab: Membe
         started(connection)
         pid = pid_in(lab.work / "pid")
         lab.kill()
-        lab.start("agent", "--until-empty")
+        lab.start("agent", "--cluster", CLUSTER, "--until-empty")
         assert lab.process is not None
         assert lab.process.wait(60) == 0
         assert not alive(pid)
     assert not (lab.state / "member").exists()
+    assert lab.record() is None, "the head would wait for a member that it was itself"
