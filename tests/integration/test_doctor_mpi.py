@@ -106,6 +106,13 @@ def test_what_a_member_lacks_is_said(cli: Cli) -> None:
     assert checks["cluster ssh"][0]["verdict"] == "missing"
 
 
+def test_a_member_of_no_cluster_is_told_that_it_lacks_one(tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    cli.env["SIMAGENT_ROLE"] = "member"
+    (lacking,) = found(cli, code=1)["cluster"]
+    assert (lacking["verdict"], lacking["fix"]) == ("missing", "set cluster, or remove role")
+
+
 def test_hybrid_without_an_mpi_of_the_machine_is_noted(cli: Cli) -> None:
     cli.env["SIMAGENT_MPIRUN"] = "no-mpirun"
     set_mpi(cli, mode="hybrid", shared_dir=str(cli.folder), slots=3)

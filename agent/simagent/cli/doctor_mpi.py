@@ -66,6 +66,9 @@ def _ways(config: Config, here: bool) -> Check:
 def cluster(config: Config) -> Iterator[Check]:
     """Tell whether this host can take part in its cluster, and who else does."""
     if config.cluster is None:
+        if config.role == "member":
+            text = "role is member, of no cluster: the agent does not start"
+            yield Check("cluster", "missing", text, "set cluster, or remove role")
         return
     try:
         at = own_address(config.mpi.interface)

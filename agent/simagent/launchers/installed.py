@@ -73,7 +73,10 @@ class InstalledLaunchers:
                 f"no mpirun was found on this machine ({self._program}): install Open MPI or MPICH"
             )
         known = ", ".join(mpirun.version for mpirun in there)
-        raise LaunchError(f"mpi.version: {version} is not installed here; there is {known}")
+        raise LaunchError(
+            f"mpi.version: {version} is not installed here, there is {known}: ask for what is "
+            "there, or install it and name it by mpirun"
+        )
 
     def inside(self) -> Launcher:
         """Give the launcher for the `mpirun` of a task's own image."""
