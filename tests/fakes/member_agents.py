@@ -104,6 +104,7 @@ class FakeMember:
                 ["/bin/sh", "-c", request["command"]],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | request["env"],
+                cwd=self.path.parent,
                 start_new_session=True,
             )
         process = self.entries[entry]
