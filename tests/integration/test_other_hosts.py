@@ -24,6 +24,7 @@ from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock, Wake
 from simagent.ports.launcher import Launcher, Ranks
+from simagent.ports.runtime import Step, StepPlan
 from simagent.worker.context import Context
 from simagent.worker.head import Head, Leadership
 from simagent.worker.journal import Entry, Place
@@ -307,6 +308,23 @@ def test_the_next_incarnation_goes_on_with_all_ranks(cluster: Cluster) -> None:
         state = cluster.finish(task)
     assert (state.status, state.epoch) == ("succeeded", 1)
     assert len(list(cluster.folder.glob("began.*"))) == 3
+    nothing_left(cluster, task)
+
+
+def test_a_broker_whose_step_is_never_started_ends_with_the_task(cluster: Cluster) -> None:
+    def crash(plan: StepPlan) -> Step:
+        raise Detached("the agent is killed between the two starts")
+
+    cluster.containers.start = crash  # type: ignore[method-assign]
+    with cluster.up():
+        task = cluster.ranks("true", image=IMAGE)
+        until(lambda: len(commands_of(task.id)) > 0, "the broker")
+        cluster.client.kill(task, by="the test")
+    del cluster.containers.start
+    with cluster.up():
+        state = cluster.finish(task)
+        assert commands_of(task.id) == []
+    assert (state.status, state.epoch) == ("killed", 1)
     nothing_left(cluster, task)
 
 

@@ -102,6 +102,9 @@ class StepRunner:
             else:
                 ending = self._before()
                 if ending is not None:
+                    if doors is not None:  # an earlier incarnation may have opened them already
+                        doors.attach()
+                        doors.close(self._orders)
                     return ending
                 step = self._start(plan, doors)
         except LaunchError as error:
