@@ -288,8 +288,9 @@ def test_folders_that_no_journal_knows_are_removed_but_those_of_others_are_not(l
     aside.base.mkdir()
     lab.ctx.journals.set_aside(aside.folder, "lost")
     agent, folder = lab.ctx.identity.agent, lab.shared / "c"
-    for name in (f"p.OLD.1.{agent}", "p.T.1.other-agent"):
+    others = {"p.T.1.other-agent", f"p.T.1.other.{agent}"}
+    for name in (f"p.OLD.1.{agent}", *others):
         (folder / name / "work").mkdir(parents=True)
     remove_strays(lab.ctx, [kept])
     names = {path.name for path in folder.iterdir()}
-    assert names == {kept.base.name, aside.base.name, "p.T.1.other-agent"}
+    assert names == {kept.base.name, aside.base.name, *others}

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -218,8 +219,10 @@ def remove_strays(ctx: Context, journals: Sequence[Journal]) -> None:
         return
     known = {journal.entry.shared for journal in journals} | set(ctx.journals.shared_aside())
     folder = Path(head.it.shared_dir, head.it.cluster)
+    # Another agent's name may end like this one's: before it stands the epoch.
+    own = re.compile(rf".+\.[0-9]+\.{re.escape(head.it.own.agent)}")
     try:
-        found = [path for path in folder.iterdir() if path.name.endswith(f".{head.it.own.agent}")]
+        found = [path for path in folder.iterdir() if own.fullmatch(path.name)]
     except OSError:
         return
     for path in found:
