@@ -207,6 +207,7 @@ def test_a_head_that_is_started_again_leads_at_once_and_goes_on_naming(world: Wo
     before.name(over)
     after = world.head(incarnation="2")
     after.adopt([running, over, entry("T3", hosts=()), entry("T4", cluster="other")])
+    after.adopt([entry("T5", agent="whose-disk-was-cloned")])
     after.turn()
     record = world.record()
     assert record.lease is not None

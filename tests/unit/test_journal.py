@@ -88,10 +88,21 @@ def test_files_that_hosts_share_are_kept_as_long_as_what_was_set_aside(tmp_path:
     journal.artifacts.mkdir(parents=True)
     journals.set_aside(journal.folder, "lost")
     assert journal.artifacts.is_dir()
-    journals.expire(before=time.time() - 60)
+    journals.expire(before=time.time() - 60, agent=journal.entry.agent)
     assert journal.artifacts.is_dir()
-    journals.expire(before=time.time() + 60)
+    journals.expire(before=time.time() + 60, agent=journal.entry.agent)
     assert not shared.exists()
+    assert aside(tmp_path / "state") == []
+
+
+def test_files_that_hosts_share_are_not_removed_by_a_clone_of_their_head(tmp_path: Path) -> None:
+    shared = tmp_path / "shared" / "c" / "p.T1.1"
+    journals = Journals(tmp_path / "state")
+    journal = journals.create(entry(agent="the-first", shared=str(shared), cluster="c"))
+    journal.artifacts.mkdir(parents=True)
+    journals.set_aside(journal.folder, "it is of another agent, the-first")
+    journals.expire(before=time.time() + 60, agent="its-clone")
+    assert journal.artifacts.is_dir()
     assert aside(tmp_path / "state") == []
 
 
@@ -218,7 +229,7 @@ def test_what_was_set_aside_expires(tmp_path: Path) -> None:
     for task in ("OLD", "NEW"):
         journals.set_aside(journals.create(entry(task)).folder, "why")
     os.utime(tmp_path / "set-aside/p.OLD.1", (1000, 1000))
-    journals.expire(before=2000)
+    journals.expire(before=2000, agent="a")
     assert aside(tmp_path) == ["p.NEW.1"]
 
 
@@ -227,7 +238,7 @@ def test_setting_aside_starts_the_time_to_expiry(tmp_path: Path) -> None:
     folder = journals.create(entry()).folder
     os.utime(folder, (1000, 1000))
     journals.set_aside(folder, "why")
-    journals.expire(before=2000)
+    journals.expire(before=2000, agent="a")
     assert aside(tmp_path) == ["p.T1.1"]
 
 
@@ -237,10 +248,10 @@ def test_a_stray_file_expires_too(tmp_path: Path) -> None:
     stray.write_text("?")
     assert entries(tmp_path) == []
     os.utime(tmp_path / "set-aside/notes.txt", (1000, 1000))
-    journals.expire(before=2000)
+    journals.expire(before=2000, agent="a")
     assert aside(tmp_path) == []
 
 
 def test_nothing_to_expire_is_no_error(tmp_path: Path) -> None:
-    Journals(tmp_path).expire(before=2000)
+    Journals(tmp_path).expire(before=2000, agent="a")
     assert aside(tmp_path) == []

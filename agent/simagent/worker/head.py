@@ -307,7 +307,8 @@ class Head:
     def adopt(self, entries: Iterable[Entry]) -> None:
         """Go on naming what an earlier incarnation had begun: else members would end it."""
         for entry in entries:
-            if entry.hosts and entry.cluster == self.it.cluster and entry.outcome is None:
+            mine = entry.agent == self._me.agent  # not of a machine whose disk was cloned
+            if mine and entry.hosts and entry.cluster == self.it.cluster and entry.outcome is None:
                 self._named += (spanning(entry),)
 
     def name(self, entry: Entry) -> None:

@@ -266,16 +266,20 @@ class Journals:
                 if (shared := _read(folder).shared) is not None:
                     yield shared
 
-    def expire(self, *, before: float) -> None:
-        """Remove what was set aside before a Unix time."""
+    def expire(self, *, before: float, agent: str) -> None:
+        """Remove what was set aside before a Unix time, with what ``agent`` shared of it.
+
+        What others shared may be in use by them: the disk of their machine was cloned.
+        """
         if not self._aside.exists():
             return
         for folder in self._aside.iterdir():
             if folder.lstat().st_mtime >= before:
                 continue
             with suppress(OSError, ValueError, RecursionError):
-                if (shared := _read(folder).shared) is not None:
-                    remove_tree(Path(shared))
+                entry = _read(folder)
+                if entry.shared is not None and entry.agent == agent:
+                    remove_tree(Path(entry.shared))
             if folder.is_dir() and not folder.is_symlink():
                 remove_tree(folder)
             else:

@@ -210,10 +210,7 @@ class Agent:
         suspects = self._judge.suspects.due()
         probe = self._store.failing
         used = probe or bool(self._unsettled or suspects)
-        with (
-            self._queue.watch(QueueError, proof=False),
-            self._store.watch(StoreError, proof=used),
-        ):
+        with self._queue.watch(QueueError, proof=False), self._store.watch(StoreError, proof=used):
             if probe:
                 self._ctx.ledger.markers(self._ctx.settings.group, after="", limit=1)
             self._settle()
@@ -224,7 +221,8 @@ class Agent:
                     self._reception.reconsider(task, receipt, free=self._takes(task))
             if self._sweeper.due() and not self._closing:
                 self._sweeper.sweep_if_due()
-        self._ctx.journals.expire(before=self._ctx.clock.wall() - self._ctx.times.set_aside_keep)
+        before = self._ctx.clock.wall() - self._ctx.times.set_aside_keep
+        self._ctx.journals.expire(before=before, agent=self._ctx.identity.agent)
 
     def _takes(self, task: TaskKeys) -> bool:
         """Tell whether a task would be taken that asks for no more than there is."""
