@@ -1,5 +1,6 @@
 """The way to a member by real ssh servers, on loopback."""
 
+import errno
 import json
 import os
 import pwd
@@ -24,6 +25,7 @@ from simagent import shim
 from simagent.cluster import broker, launch, relay
 from simagent.cluster.calls import HostLostError, HostRefusedError, ask
 from simagent.cluster.connection import Connection, Pace
+from simagent.cluster.keyfiles import write
 from simagent.cluster.messages import Check, Checked, Enter, Exited, Started
 from simagent.cluster.ssh import HeadKey, SshError
 from simagent.cluster.sshd import Sshd, SshdError
@@ -288,6 +290,31 @@ def test_a_server_is_adopted_and_connections_outlive_it(gate: Gate) -> None:
         while not isinstance(event := connection.next(LIMIT), Exited):
             assert event is not None
         assert event.code == 3
+
+
+@pytest.mark.parametrize("what", ["ensure", "stop"])
+def test_a_server_that_its_agent_had_no_time_to_write_down_is_ended(gate: Gate, what: str) -> None:
+    gate.open()
+    pid = gate.pid()
+    (gate.root / "sshd" / "sshd.json").unlink()
+    getattr(gate.sshd(), what)()
+    assert not alive(pid)
+    if what == "ensure":
+        assert ask(gate.key.command(gate.member()), CHECK, timeout=LIMIT)
+
+
+def test_a_server_that_cannot_be_written_down_does_not_run_on(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str, mode: int) -> None:
+        if path.name == "sshd.json":
+            raise OSError(errno.ENOSPC, "no space left")
+        write(path, text, mode)
+
+    monkeypatch.setattr("simagent.cluster.sshd.write", full)
+    with pytest.raises(SshdError, match="no space left"):
+        gate.open()
+    assert gate.servers() == []
 
 
 def test_a_server_that_died_is_started_again_with_its_key(gate: Gate) -> None:

@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,23 @@ def found(pid: int) -> Process | None:
     except (OSError, ValueError):
         return None
     return None if fields[0] in b"ZX" else Process(pid, int(fields[19]), boot)
+
+
+def running_with(name: str, arguments: Sequence[str]) -> Iterator[Process]:
+    """Find the processes of a program by some of its arguments, also where it titles itself.
+
+    Not those of containers, which may have the same paths for other files.
+    """
+    words = f" {' '.join(arguments)} ".encode()
+    own = os.readlink("/proc/self/ns/pid")
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            said = (folder / "cmdline").read_bytes().replace(b"\0", b" ") + b" "
+            program, there, _ = said.partition(words)
+            if there and name.encode() in program and os.readlink(folder / "ns/pid") == own:
+                process = found(int(folder.name))
+                if process is not None:
+                    yield process
 
 
 def end(process: Process, limit: float) -> None:

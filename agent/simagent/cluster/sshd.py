@@ -17,7 +17,7 @@ from typing import Any, Final
 from simagent.cluster import relay
 from simagent.cluster.keyfiles import KeyFileError, make_key, write
 from simagent.cluster.messages import BEAT_EVERY, SILENT_AFTER
-from simagent.cluster.processes import Process, end, found
+from simagent.cluster.processes import Process, end, found, running_with
 from simagent.cluster.sshd_config import config, version
 
 AGENT_BACK_WITHIN: Final = 60.0
@@ -114,7 +114,10 @@ class Sshd:
         self._check_folder()
         if not (self._folder / "authorized_keys").exists():
             self.authorize(None)
-        program_stat = os.stat(program)
+        try:
+            program_stat = os.stat(program)
+        except OSError as error:  # it is being replaced
+            raise SshdError(str(error)) from None
         identity: list[str | int] = [program, program_stat.st_mtime_ns, program_stat.st_size]
         text = self._config(identity)
         wanted = {"config": text, "program": identity}
@@ -128,21 +131,25 @@ class Sshd:
         running = self._running(record)
         if running is not None and all(record.get(key) == wanted[key] for key in wanted):
             return
-        if running is not None:
-            end(running, _STOP_LIMIT)
         try:
+            self._end(running)
             write(self._folder / "sshd_config", text, 0o644)
             self._start(program, account, wanted, log)
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             raise SshdError(f"{program} cannot be started: {error}") from None
 
     def stop(self) -> None:
-        """Stop it, where it runs; open connections go on."""
-        running = self._running(self._record())
-        if running is not None:
-            end(running, _STOP_LIMIT)
+        """Stop it, where it runs; open connections go on. Raises OSError."""
+        self._end(self._running(self._record()))
         if self._started is not None:
-            self._started.wait(_STOP_LIMIT)
+            with suppress(subprocess.TimeoutExpired):
+                self._started.wait(_STOP_LIMIT)
+
+    def _end(self, running: Process | None) -> None:
+        """End it, as written down, or as it is found: an agent may not live to write that."""
+        arguments = ("-f", str(self._folder / "sshd_config"))
+        for process in (running,) if running is not None else running_with("sshd", arguments):
+            end(process, _STOP_LIMIT)
 
     def _program(self) -> str:
         folders = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
@@ -242,12 +249,17 @@ class Sshd:
         process = found(started.pid)
         if process is not None:
             record = wanted | {"pid": process.pid, "start": process.start, "boot_id": process.boot}
-            write(self._folder / "sshd.json", json.dumps(record), 0o600)
+            try:
+                write(self._folder / "sshd.json", json.dumps(record), 0o600)
+            except OSError:
+                started.kill()
+                started.wait(_STOP_LIMIT)
+                raise
         deadline = time.monotonic() + _START_LIMIT
         while not _listens(said := _said(log, before)):
             if started.poll() is not None or time.monotonic() > deadline or _IN_USE in said:
                 started.kill()
-                started.wait()
+                started.wait(_STOP_LIMIT)
                 raise SshdError(f"sshd does not run on port {self._port}: {_why(said)}")
             time.sleep(_START_PAUSE)
 
