@@ -281,6 +281,16 @@ def test_an_agent_that_leads_no_longer_gives_the_task_back(lab: Lab) -> None:
         )  # fmt: skip
 
 
+def test_a_link_in_the_place_of_the_clusters_folder_is_not_followed(lab: Lab) -> None:
+    elsewhere = lab.shared.parent / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (lab.shared / "c").symlink_to(elsewhere)
+    with pytest.raises(StepLostError, match=r"mpi\.shared_dir: .*cannot be used"):
+        lab.gather(lab.journal())
+    assert elsewhere.stat().st_mode & 0o777 == 0o700
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_folders_that_no_journal_knows_are_removed_but_those_of_others_are_not(lab: Lab) -> None:
     kept = lab.journal()
     aside = lab.journal(2)

@@ -128,7 +128,12 @@ def _token(journal: Journal) -> Iterator[str]:
 def _laid(base: Path, token: str) -> BinaryIO:
     for folder in (base.parent, base):
         folder.mkdir(exist_ok=True)
-        folder.chmod(_OPEN)
+        # Others may write to a folder that is shared: no link of theirs is followed.
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(opened, _OPEN)
+        finally:
+            os.close(opened)
     path = base / TOKEN
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
