@@ -27,11 +27,6 @@ class Mpirun:
     flavour: str
     version: str
 
-    @property
-    def major(self) -> int:
-        """The first number of the version."""
-        return _ordered(self.version)[0]
-
 
 class InstalledLaunchers:
     """The MPI installations of this machine.
