@@ -12,6 +12,7 @@ from simagent.worker.cores import physical_cores
 from simagent.worker.head import Head, Leadership
 from simagent.worker.hostlist import HostlistError, Wanted, read_hostlist
 from simagent.worker.journal import Place
+from simagent.worker.sharing import NOT_SHARED
 
 
 def open_head(config: Config, identity: Identity, ledger: Ledger, clock: Clock) -> Head | None:
@@ -31,7 +32,6 @@ def open_head(config: Config, identity: Identity, ledger: Ledger, clock: Clock) 
         raise ConfigError(str(error)) from error
     key = HeadKey(config.state_dir.absolute() / "head")
     shared = config.mpi.shared_dir
-    unshared = "mpi.shared_dir is not set: name the folder that the hosts of the cluster share"
     own = Place(
         name=str(identity.machine.get("hostname", "")),
         address=str(at.ip),
@@ -45,7 +45,7 @@ def open_head(config: Config, identity: Identity, ledger: Ledger, clock: Clock) 
         shared_dir=shared,
         wanted=wanted_hosts(config),
         size=config.mpi.size,
-        trouble=unshared if shared is None else key.trouble() or "",
+        trouble=NOT_SHARED if shared is None else key.trouble() or "",
     )
     return Head(leadership, ledger, clock, config.times, incarnation=identity.incarnation, key=key)
 

@@ -14,6 +14,7 @@ from simagent.worker.address import AddressError, own_address
 from simagent.worker.capacity import short_of_space
 from simagent.worker.entries import Entries
 from simagent.worker.membership import Membership
+from simagent.worker.sharing import NOT_SHARED
 
 _REST = 1 / 6
 
@@ -126,7 +127,7 @@ def _runtimes(member: Membership) -> tuple[str, ...]:
 
 def _sharing(member: Membership) -> str:
     if member.shared_dir is None:
-        return "mpi.shared_dir is not set: name the folder that the hosts of the cluster share"
+        return NOT_SHARED
     if not member.shared_dir.is_dir():
         return f"mpi.shared_dir: there is no folder {member.shared_dir}: mount it"
     return ""

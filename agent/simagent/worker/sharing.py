@@ -15,7 +15,7 @@ from simagent.worker.context import Settings
 from simagent.worker.membership import Membership
 
 _WITHIN = 20.0
-_NOT_SHARED = "mpi.shared_dir is not set: name the folder that the hosts of the cluster share"
+NOT_SHARED = "mpi.shared_dir is not set: name the folder that the hosts of the cluster share"
 
 
 def verify(member: Membership, request: Check) -> None:
@@ -53,7 +53,7 @@ def verify(member: Membership, request: Check) -> None:
 def beneath(member: Membership, folder: str) -> Path:
     """Give the path of a folder of the head's here; looks at no file. Raises `RefusedError`."""
     if member.shared_dir is None:
-        raise RefusedError(Reason.MPI_HOST_LOST, _NOT_SHARED)
+        raise RefusedError(Reason.MPI_HOST_LOST, NOT_SHARED)
     return member.shared_dir / relative(folder, "folder")
 
 
