@@ -173,7 +173,8 @@ def test_a_host_is_cut_off(lab: ClusterLab, image: str) -> None:
 
 
 def test_a_host_refuses_ssh(lab: ClusterLab, image: str) -> None:
-    (keys,) = (lab.folder / "m1" / "agent").rglob("authorized_keys")
+    agent = lab.folder / "m1" / "agent"
+    (keys,) = lab.until(lambda: list(agent.rglob("authorized_keys")) or None)
     keys.chmod(0)
     try:
         run = {"run": f"python3 {RANK}", "mpi": {"np": 2, "hosts": 2, "ranks_per_host": 1}}

@@ -14,8 +14,9 @@ SSH_PORT = 2200
 """Of the ssh servers that tests start for mpirun by hand; agents of members have their own."""
 
 _PATH = "/opt/simagent/bin:/usr/local/bin:/usr/bin:/bin"
-# What may be there while nothing runs for a task: the VM itself, and the members' ssh servers.
-_AT_REST = ("/sbin/docker-init ", "sleep infinity", "/usr/sbin/sshd ", "sshd: ")
+# What may be there while nothing runs for a task: the VM itself, and the members' ssh servers, with
+# connections to hosts that vanished: they are given up after a minute.
+_AT_REST = ("/sbin/docker-init ", "sleep infinity", "/usr/sbin/sshd ", "sshd: ", "sshd-session: ")
 
 
 class Vm:
