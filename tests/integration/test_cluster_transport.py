@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,6 +129,25 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     _, errors = process.communicate(timeout=30)
     return process.returncode, errors.decode()
+
+
+def test_a_task_that_rings_without_a_pause_does_not_keep_the_broker_busy(lab: Lab) -> None:
+    lab.plan()
+    process = lab.start()
+
+    def reads() -> int:
+        lines = Path(f"/proc/{process.pid}/io").read_text().splitlines()
+        told = dict(line.split(": ") for line in lines)
+        return int(told["syscr"])
+
+    before, began = reads(), time.monotonic()
+    bell = os.open(lab.laid / launch.BELL, os.O_WRONLY | os.O_NONBLOCK)
+    while time.monotonic() < began + 1.5:
+        with suppress(BlockingIOError):
+            os.write(bell, b"\n" * 4096)
+    os.close(bell)
+    assert 3 < reads() - before < 100 * (time.monotonic() - began)
+    assert ended(lab.mpirun("10.0.0.2", "exit", "3"))[0] == 3
 
 
 def test_what_mpirun_asks_for_runs_on_the_host_and_its_exit_code_comes_back(lab: Lab) -> None:

@@ -36,6 +36,9 @@ _PLAN = "plan.json"
 _LOOK_EVERY = 1.0
 """Seconds between looks for asks whose bell was not heard."""
 
+_PAUSE = 0.02
+"""Seconds after each look: who rings all the time must not keep a core of the host busy."""
+
 _MOST_AT_ONCE, _MOST_EVER = 4, 10_000
 """Asks for one host at a time, and for all in a step: `mpirun` has one for each host."""
 
@@ -109,6 +112,7 @@ class Broker:
             poller.poll(_LOOK_EVERY * 1000)
             for ask in self._asks.take():
                 self._answer(ask)
+            time.sleep(_PAUSE)
         doors = [door for doors in self._doors.values() for door in doors]
         for door in doors:
             door.leave()
