@@ -122,6 +122,15 @@ def test_what_this_machine_cannot_run_is_refused_before_anything_is_written(
     assert not cli.state.exists()
 
 
+def test_a_run_says_why_its_cluster_does_not_take_the_task_yet(cli: Cli) -> None:
+    cli.env |= {"SIMAGENT_CLUSTER": "blue", "SIMAGENT_MPI": '{"interface": "lo"}'}
+    run = cli.start("run", task_file(cli, "commands: [{run: 'true', mpi: {np: 2, hosts: 2}}]\n"))
+    said = line_of(run.stderr, "mpi.shared_dir is not set")
+    assert said.startswith("simagent: the task waits: commands[0].mpi: ")
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+
+
 def test_a_run_does_not_wait_for_what_an_earlier_agent_left(cli: Cli) -> None:
     left = cli("submit", waiting(cli)).stdout.strip()
     agent, logs = cli.start("agent"), cli.start("logs", "-f", left)

@@ -84,7 +84,7 @@ def to_file(config: Config, tell: Callable[[str], None] | None = None) -> Path:
 
 
 class _Notices:
-    """Tells why nothing happens: an image is on its way, or cannot be had yet."""
+    """Tells why nothing happens: hosts or an image are not there yet, or cannot be had."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -97,6 +97,8 @@ class _Notices:
         elif event.get("event") == Event.IMAGE_PULLING:
             of = f" of {size(event['of'])}" if event["of"] else ""
             text = f"fetching {event['image']}: {size(event['bytes'])}{of}"
+        elif event.get("event") == Event.TASK_REFUSED:
+            text = f"the task waits: {printable(event['reason'])}"
         if text and text != self._told:
             self._told = text
             self._tell(text)
