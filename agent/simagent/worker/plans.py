@@ -159,12 +159,13 @@ def _launched(
     env: dict[str, str],
     over: Over | None,
 ) -> _Launched:
-    env = dict(launcher.environment(ranks)) | env
     return _Launched(
         argv=launcher.command(ranks, argv),
         # What it looks at first is of no interest to people.
         shown=launcher.command(replace(ranks, guard=False), argv),
-        env=env,
+        env=dict(launcher.environment(ranks)) | env,
+        # What says to mpirun how it comes to other hosts is not for its daemons there: that of
+        # Open MPI 4 would look for the remote-launch agent, to start others in its turn.
         over=over and replace(over, env=env, files=launcher.files(ranks)),
     )
 
