@@ -156,7 +156,7 @@ def test_what_the_hosts_do_not_have_is_named(mpi: Mpi, trouble: str) -> None:
 
 
 def test_several_hosts_are_not_to_be_had_without_a_cluster() -> None:
-    trouble = lay_out(Mpi(np=2, hosts=2)).trouble
-    assert trouble == "mpi.hosts: 2 hosts are asked for, there is no more than this one"
+    trouble = lay_out(Mpi(np=2, hosts=2)).trouble or ""
+    assert "2 hosts are asked for, there is no more than this one: ask for fewer" in trouble
     assert "one host" in (lay_out(Mpi(np=2, ranks_per_host=1)).trouble or "")
     assert lay_out(Mpi(np="max", ranks_per_host=1)).np == 1

@@ -92,7 +92,7 @@ def test_ranks_on_every_core_wait_for_the_hosts_of_the_cluster() -> None:
 
 def test_more_than_the_cluster_has_may_come_until_all_had_the_time_to() -> None:
     wanted = spec(np=2, hosts=3)
-    why = "commands[1].mpi.hosts: 3 hosts are asked for, the cluster has 2"
+    why = "commands[1].mpi.hosts: 3 hosts are asked for, the cluster has 2: ask for fewer"
     assert refused(wanted, cluster("a")) == (why, False)
     assert refused(wanted, cluster("a", settled=True)) == (why, True)
     assert refused(spec(np=CORES + 3), cluster("a", settled=True)) == (
@@ -108,14 +108,16 @@ def test_a_host_that_is_away_is_waited_for() -> None:
     b = Place(name="b", address="10.0.0.98", slots=2, agent="agent-b")
     head.doubt(b, "it was lost")
     assert refused(spec(np=3, hosts=3), head) == (
-        "commands[1].mpi.hosts: 3 hosts are asked for, the cluster has 2 (b: it was lost)",
+        "commands[1].mpi.hosts: 3 hosts are asked for, the cluster has 2: ask for fewer "
+        "(b: it was lost)",
         False,
     )
 
 
 def test_several_hosts_want_a_cluster() -> None:
     assert refused(spec(np=2, hosts=2), None) == (
-        "commands[1].mpi.hosts: 2 hosts are asked for, there is no more than this one",
+        "commands[1].mpi.hosts: 2 hosts are asked for, there is no more than this one: "
+        "ask for fewer",
         True,
     )
     why = "mpi.shared_dir is not set"

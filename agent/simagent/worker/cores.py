@@ -128,7 +128,7 @@ def _too_many(mpi: Mpi, hosts: Sequence[Host]) -> str | None:
     there = max(1, len(hosts))
     if mpi.hosts is not None and mpi.hosts > there:
         have = "there is no more than this one" if there == 1 else f"the cluster has {there}"
-        return f"mpi.hosts: {mpi.hosts} hosts are asked for, {have}"
+        return f"mpi.hosts: {mpi.hosts} hosts are asked for, {have}: ask for fewer"
     used = hosts[: mpi.hosts]
     each = mpi.ranks_per_host
     if each is not None and not mpi.oversubscribe:
