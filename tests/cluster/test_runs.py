@@ -78,7 +78,7 @@ def energy(lab: ClusterLab, image: str, **mpi: object) -> tuple[str, str]:
     task = lab.submit(run, image=image, inputs=[str(load("lammps").folder / "smoke" / "in.lj")])
     lab.succeeds(task)
     printed = lab.log(task).decode()
-    ranks = re.search(r"^Loop time of \S+ on (\d+) procs", printed, re.MULTILINE)
+    ranks = re.search(r"CPU use with (\d+) MPI tasks", printed)
     energies = re.findall(r"^ +500 +\S+ +\S+ +\S+ +(\S+)", printed, re.MULTILINE)
     assert ranks is not None
     assert len(energies) == 1, printed
