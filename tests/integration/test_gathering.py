@@ -17,6 +17,7 @@ from fakes.steps import until
 from fakes.tasks import attempt
 from simagent.cluster import relay
 from simagent.cluster import token as token_program
+from simagent.cluster.calls import HostRefusedError
 from simagent.cluster.duties import Hold, RefusedError
 from simagent.cluster.entrance import Entrance
 from simagent.cluster.messages import TOKEN, Check, Checked, Enter, Fetch, Fetched
@@ -32,7 +33,7 @@ from simagent.telemetry.timeline import Timeline
 from simagent.wiring import open_context
 from simagent.worker.context import Context
 from simagent.worker.endings import Ending, StepLostError
-from simagent.worker.gathering import gather, remove_strays, scatter
+from simagent.worker.gathering import _judge, gather, remove_strays, scatter
 from simagent.worker.head import Head, Leadership
 from simagent.worker.journal import Entry, Journal, Place
 from simagent.worker.orders import Orders
@@ -227,6 +228,14 @@ def test_a_host_that_lacks_the_image_is_named_with_the_reason(lab: Lab) -> None:
     with pytest.raises(StepLostError, match="host a: the registry is away") as error:
         lab.gather(lab.journal(2))
     assert error.value.reason is Reason.IMAGE_PULL
+
+
+def test_a_reason_of_a_newer_member_is_that_of_a_host(lab: Lab) -> None:
+    place = lab.journal().entry.hosts[1]
+    answers: dict[str, object] = {place.name: HostRefusedError("no_moon", "the moon is not up")}
+    with pytest.raises(StepLostError, match=f"host {place.name}: the moon is not up") as error:
+        _judge(lab.head, [place], answers)
+    assert error.value.reason is Reason.AGENT_ERROR
 
 
 def test_a_kill_does_not_wait_for_images(lab: Lab) -> None:

@@ -204,7 +204,8 @@ def _judge(head: Head, places: Sequence[Place], answers: dict[str, object]) -> E
         if isinstance(error, HostLostError | SshError):
             reason = Reason.MPI_HOST_LOST
         elif isinstance(error, HostRefusedError):
-            reason = Reason(error.reason)
+            known = error.reason in set(Reason)  # newer members may have others
+            reason = Reason(error.reason) if known else Reason.AGENT_ERROR
         else:
             assert isinstance(error, Exception)
             raise error
