@@ -142,6 +142,14 @@ def test_an_event_of_azure_that_has_begun_leaves_no_time() -> None:
         assert Azure(wall, server.endpoint).notice() == Notice("Azure announces: Preempt", 0.0)
 
 
+def test_events_of_azure_that_name_nothing_are_no_notice() -> None:
+    events = clouds.azure_events(
+        {"EventType": ["Preempt"]}, {"EventType": "Preempt", "Resources": None}
+    )
+    with Metadata(clouds.azure() | events) as server:
+        assert Azure(wall, server.endpoint).notice() is None
+
+
 @pytest.mark.parametrize("text", ["<html>Log in</html>", "[]", '"x"', ""])
 def test_nonsense_is_an_error_not_a_notice(text: str) -> None:
     answers = {"/latest/meta-data/spot/instance-action": text, clouds.AZURE_EVENTS: text}

@@ -49,13 +49,13 @@ class Azure:
 
     def _is_end(self, event: Any) -> bool:
         """Tell whether an event ends this machine: others of its set are told of it, too."""
-        if not isinstance(event, dict) or event.get("EventType") not in _LEAST:
+        if not isinstance(event, dict) or str(event.get("EventType")) not in _LEAST:
             return False
         self._me = self._me or str(self._get(_INSTANCE).get("name", ""))
-        return self._me in event.get("Resources", ())
+        return self._me in (event.get("Resources") or ())
 
     def _notice(self, event: Mapping[str, Any]) -> Notice:
-        kind, text = event["EventType"], event.get("NotBefore")
+        kind, text = event["EventType"], str(event.get("NotBefore") or "")
         what = f"Azure announces: {kind}"
         if not text:  # it has begun
             return Notice(what, 0.0)
