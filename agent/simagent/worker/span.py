@@ -38,6 +38,7 @@ _READY_WITHIN = 60.0
 _READY_POLL = 0.02
 _LEAVE_GRACE = broker.LEAVE_LIMIT + 5.0
 _LEAVE_WITHIN = _LEAVE_GRACE + 5.0
+_SHARE_TO_LEAVE = 1 / 3  # of the time left, where the machine goes away
 _DAEMON_GRACE = 5.0
 _ENDED_BY_LEAVING = 4.0
 _NUMBER = 0
@@ -138,8 +139,9 @@ class Doors:
             self._closing = self._ctx.clock.wall()
         if self._broker is None:
             return
-        self._broker.stop(_LEAVE_GRACE)
-        deadline = self._ctx.clock.now() + _LEAVE_WITHIN
+        now = self._ctx.clock.now()
+        self._broker.stop(orders.time_for(_LEAVE_GRACE, now, _SHARE_TO_LEAVE))
+        deadline = now + orders.time_for(_LEAVE_WITHIN, now, _SHARE_TO_LEAVE)
         while (left := deadline - self._ctx.clock.now()) > 0:
             if self._broker.wait(left, orders.wake) is not None:
                 break
