@@ -58,13 +58,18 @@ def _there(found: Mpi | str) -> Mpi:
 
 @contextmanager
 def _box(image: Path) -> Iterator[Capsule]:
+    before = _shared_memory()
     with capsule(image, USER) as made:
         yield made
         left = made.marked()
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         assert left == [], "the test left processes behind"
-        assert not list(Path("/dev/shm").glob(f"simagent.{made.root.name}*"))
+        assert _shared_memory() <= before
+
+
+def _shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").glob("simagent.*"))
 
 
 def _launch(installed: Mpi, np: int = 2, *, force: bool = False) -> Launch:

@@ -6,6 +6,7 @@ alone. What an MPI tells its ranks by variables passes into the containers. A ra
 there how many it is one of does not begin: it would be a job of its own, and succeed.
 """
 
+import hashlib
 import shlex
 import stat
 from collections.abc import Sequence
@@ -112,11 +113,15 @@ unset SIMAGENT_RANKS
 
 
 def shared_memory(plan: StepPlan) -> Path:
-    """Name the folder of the memory that the ranks of an attempt share on each host."""
+    """Name the folder of the memory that the ranks of an attempt share on each host.
+
+    It is short, for the sockets that MPI has in it (unix(7)); two projects may use one task id.
+    """
     assert plan.sandbox is not None
     labels = plan.sandbox.labels
-    known = [labels[name] for name in ("simagent.task", "simagent.epoch") if name in labels]
-    return _SHM / ".".join(["simagent", *(known or [plan.folder.parent.name])])
+    names = ("simagent.project", "simagent.task", "simagent.epoch")
+    known = [labels[name] for name in names if name in labels] or [str(plan.folder.parent)]
+    return _SHM / f"simagent.{hashlib.sha256('/'.join(known).encode()).hexdigest()[:20]}"
 
 
 def forget_memory(plan: StepPlan) -> None:
