@@ -13,6 +13,7 @@ from fakes.steps import LIMIT, until
 from simagent.domain.reasons import Reason
 from simagent.ports.launcher import GUARD_CODE, guard_said
 from simagent.ports.runtime import RANK, Launch, RuntimeFailedError, StepExit
+from simagent.runtimes.apptainer_ranks import shared_memory
 
 ROOT = os.geteuid() == 0
 USER = (NOBODY, NOBODY) if ROOT else (os.geteuid(), os.getegid())
@@ -26,7 +27,6 @@ code=0
 for pid in $ranks; do wait $pid || code=$?; done
 exit $code
 """
-MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_ranks_share_memory_that_nobody_else_sees(box: Capsule) -> None:
     # A name of the folder in itself: one path for the same thing outside and inside.
     seen = (box.artifacts / "seen").read_text().split()
     assert [name for name in seen if not name.startswith("simagent.")] == ["part"]
-    assert not list(MEMORY.glob(f"simagent.{box.root.name}*")), "memory of the ranks is left"
+    assert not shared_memory(box.plan("sh")).exists(), "memory of the ranks is left"
 
 
 def test_ranks_see_each_others_processes_but_no_files_of_the_host(box: Capsule) -> None:
@@ -127,7 +127,7 @@ def test_ranks_need_the_network(box: Capsule) -> None:
 def test_memory_of_another_users_is_not_used(box: Capsule) -> None:
     if not ROOT:
         pytest.skip("machine: files of another user: only root can make them")
-    folder = MEMORY / f"simagent.{box.root.name}"
+    folder = shared_memory(box.plan("sh", network="host", launch=launch()))
     folder.mkdir()
     try:
         ended = run(box, "echo ran", launch())
