@@ -1,12 +1,13 @@
 """What the fault suite's tests share."""
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from faults.lab import FULL, PATIENCE, SCALE, Lab, Measured, Stopwatch
+from faults.lab import FULL, PATIENCE, SCALE, SHARE, Lab, Measured, Stopwatch
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -18,11 +19,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def left_to_full(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the long cases, unless all are wanted."""
-    left = [item for item in items if item.get_closest_marker("full") and not FULL]
+    """Leave out the long cases unless they are wanted, and the others where a share of those is."""
+    left = [item for item in items if not _wanted(item)]
     if left:
         items[:] = [item for item in items if item not in left]
         config.hook.pytest_deselected(items=left)
+
+
+def _wanted(item: pytest.Item) -> bool:
+    if item.get_closest_marker("full") is None:
+        return SHARE is None
+    if SHARE is None:
+        return FULL
+    number, _, of = SHARE.partition("/")
+    return zlib.crc32(item.nodeid.encode()) % int(of) == int(number)
 
 
 @pytest.fixture

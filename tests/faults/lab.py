@@ -23,6 +23,8 @@ from simagent.domain.state import State
 _T = TypeVar("_T")
 
 FULL = bool(os.environ.get("SIMAGENT_FAULTS_FULL"))
+SHARE = os.environ.get("SIMAGENT_FAULTS_SHARE") or None
+"""Such as 0/2: the first half of the long cases, and no others."""
 """Whether every case is run, or a choice that takes a minute."""
 
 TIMES = RIG_TIMES | {
