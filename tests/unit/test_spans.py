@@ -34,7 +34,6 @@ def test_open_mpi_5() -> None:
         *("--prtemca", "plm", "ssh", "--prtemca", "plm_ssh_agent", "/workdir/launch/enter"),
         *("--prtemca", "plm_ssh_no_tree_spawn", "1", "--prtemca", "plm_ssh_num_concurrent", "128"),
         "--leave-session-attached",
-        *("--prtemca", "prte_if_include", "10.1.0.0/24"),
         *("--mca", "btl_tcp_if_include", "10.1.0.0/24"),
         *("-x", "A", "-x", "B", "--bind-to", "none", "a"),
     )

@@ -114,12 +114,6 @@ def _spanning(span: Span) -> dict[str, str]:
         "PRTE_MCA_plm_ssh_num_concurrent": most,
     }
     if span.network is not None:
-        said |= dict.fromkeys(
-            (
-                "OMPI_MCA_oob_tcp_if_include",
-                "OMPI_MCA_btl_tcp_if_include",
-                "PRTE_MCA_prte_if_include",
-            ),
-            span.network,
-        )
+        names = ("OMPI_MCA_oob_tcp_if_include", "OMPI_MCA_btl_tcp_if_include")
+        said |= dict.fromkeys(names, span.network)
     return said

@@ -119,10 +119,10 @@ class OpenMpiLauncher:
         if span is None:
             return ()
         if self._major < 5:
-            kind, agent, network = "--mca", "rsh", "oob_tcp_if_include"
+            kind, agent = "--mca", "rsh"
             attached: tuple[str, ...] = ("--mca", "orte_leave_session_attached", "1")
         else:
-            kind, agent, network = "--prtemca", "ssh", "prte_if_include"
+            kind, agent = "--prtemca", "ssh"
             attached = ("--leave-session-attached",)
         return (
             *("--hostfile", openmpi_hosts(span)),
@@ -133,10 +133,10 @@ class OpenMpiLauncher:
             # Each agent lasts: the start of another one must not wait for its end.
             *(kind, f"plm_{agent}_num_concurrent", str(max(_AT_A_TIME, len(span.hosts)))),
             *attached,
-            *self._connecting(ranks, span, (kind, network)),
+            *self._connecting(ranks, span),
         )
 
-    def _connecting(self, ranks: Ranks, span: Span, of_daemons: tuple[str, str]) -> tuple[str, ...]:
+    def _connecting(self, ranks: Ranks, span: Span) -> tuple[str, ...]:
         if span.network is None:
             return ()
         said = any(
@@ -144,7 +144,10 @@ class OpenMpiLauncher:
             for word in (*ranks.args, *ranks.env)
         )
         of_ranks = () if said else ("--mca", "btl_tcp_if_include", span.network)
-        return (*of_daemons, span.network, *of_ranks)
+        # The daemons of Open MPI 5 do not find the network that they are in, and warn (5.0.7 and
+        # 5.0.11, tried): they try all of each other's addresses.
+        of_daemons = ("--mca", "oob_tcp_if_include", span.network) if self._major < 5 else ()
+        return (*of_daemons, *of_ranks)
 
     def _bound(self, bind: str | None) -> tuple[str, ...]:
         match bind:
