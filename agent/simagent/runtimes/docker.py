@@ -6,6 +6,7 @@ The records of a step, beside those that `simagent.runtimes.records` knows:
 ``step-N.begun``   written before the container is started: from then on it is never made again
 ``step-N.report``  how far it came, written inside the container
 ``step-N.stop``    that it was told to end, and by when
+``step-N.room``    room on the disk for the last one, which a step that filled it leaves none for
 ``step-N.exit``    how it ended; then the container is removed
 """
 
@@ -182,6 +183,7 @@ class DockerRuntime:
             if not begun.exists():
                 shell = self._write(plan, sandbox, name)
                 self._create(name, settings(plan, sandbox, agent=self._agent, shell=shell))
+                records.keep_room(plan)
                 records.replace(begun, {"boot_id": shim.boot_id()})
             try:
                 self._engine.ask(lambda client: client.start(name))

@@ -220,9 +220,8 @@ class DockerStep:
     def _conclude(self) -> StepExit:
         """Tell how it ended; write that down, then remove the container."""
         exit_ = self._usage.of(self._judge())
-        record = self._plan.folder / f"step-{self._plan.number}.exit"
         try:
-            records.replace(record, as_record(exit_))
+            records.replace_last(self._plan, "exit", as_record(exit_))
         except FileNotFoundError:
             pass  # the folder is gone: nobody will ask again
         except OSError:

@@ -8,6 +8,8 @@ from typing import Any
 
 from simagent.ports.runtime import StepPlan
 
+_ROOM = 1 << 16
+
 
 def locked(plan: StepPlan) -> bool:
     """Tell whether the shim of a step is alive."""
@@ -31,6 +33,23 @@ def read(plan: StepPlan, kind: str) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise ValueError(f"step-{plan.number}.{kind} is not a JSON object")
     return record
+
+
+def keep_room(plan: StepPlan) -> None:
+    """Take room for a last record, as the step may fill the disk. Raises OSError."""
+    (plan.folder / f"step-{plan.number}.room").write_bytes(bytes(_ROOM))
+
+
+def replace_last(plan: StepPlan, kind: str, content: dict[str, Any]) -> None:
+    """Write a record, in the room that was kept for it where there is no other. Raises OSError."""
+    path = plan.folder / f"step-{plan.number}.{kind}"
+    try:
+        replace(path, content)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        path.with_suffix(".room").unlink(missing_ok=True)
+        replace(path, content)
 
 
 def replace(path: Path, content: bytes | dict[str, Any]) -> None:
