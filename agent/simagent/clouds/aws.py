@@ -4,12 +4,18 @@ As in the EC2 User Guide: "Use the Instance Metadata Service", "Spot Instance in
 notices" and "EC2 instance rebalance recommendations".
 """
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from simagent.clouds.metadata import LINK_LOCAL, DeniedError, NothingThereError, ask, seconds_until
-from simagent.ports.cloud import CloudError, Notice
+from simagent.clouds.metadata import (
+    LINK_LOCAL,
+    DeniedError,
+    NothingThereError,
+    ask,
+    parse_object,
+    seconds_until,
+)
+from simagent.ports.cloud import Notice
 
 _TOKEN_SECONDS: Final = 21_600
 _NOTICE_SECONDS: Final = 120.0
@@ -29,7 +35,7 @@ class Aws:
 
     def facts(self) -> Mapping[str, str]:
         """Tell what the instance is. Raises `CloudError`."""
-        document = _object(self._get("/latest/dynamic/instance-identity/document"))
+        document = parse_object(self._get("/latest/dynamic/instance-identity/document"), "AWS")
         found = {
             "instance": document.get("instanceId"),
             "instance_type": document.get("instanceType"),
@@ -44,7 +50,7 @@ class Aws:
         """Ask for an interruption, then for a recommendation to go. Raises `CloudError`."""
         action = self._found("/latest/meta-data/spot/instance-action")
         if action is not None:
-            told = _object(action)
+            told = parse_object(action, "AWS")
             left = seconds_until(str(told.get("time")), _FORM, self._wall())
             what = f"AWS is going to {told.get('action')} this spot instance"
             return Notice(what, _believable(left))
@@ -76,13 +82,3 @@ class Aws:
 def _believable(left: float) -> float:
     """Give the time left; notices come two minutes before: else this machine's clock is wrong."""
     return left if 0.0 < left <= _NOTICE_SECONDS else _NOTICE_SECONDS - Aws.poll_every
-
-
-def _object(text: str) -> dict[str, object]:
-    try:
-        told = json.loads(text)
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise CloudError(f"the metadata server of AWS answered {text[:80]!r}")
-    return told

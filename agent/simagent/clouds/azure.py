@@ -4,12 +4,11 @@ As in Azure's documentation: "Azure Instance Metadata Service" and "Azure Metada
 Scheduled Events for Linux VMs".
 """
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from simagent.clouds.metadata import LINK_LOCAL, ask, seconds_until
-from simagent.ports.cloud import CloudError, Notice
+from simagent.clouds.metadata import LINK_LOCAL, ask, parse_object, seconds_until
+from simagent.ports.cloud import Notice
 
 _HEADERS: Final = {"Metadata": "true"}
 _INSTANCE: Final = "/metadata/instance/compute?api-version=2021-02-01"
@@ -63,11 +62,4 @@ class Azure:
         return Notice(what, left if left > 0 else _LEAST[kind])
 
     def _get(self, path: str) -> dict[str, Any]:
-        text = ask(self._base, path, _HEADERS)
-        try:
-            told = json.loads(text)
-        except ValueError:
-            told = None
-        if not isinstance(told, dict):
-            raise CloudError(f"the metadata server of Azure answered {text[:80]!r}")
-        return told
+        return parse_object(ask(self._base, path, _HEADERS), "Azure")

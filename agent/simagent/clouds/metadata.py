@@ -1,8 +1,10 @@
 """One question to a metadata server: short, never by way of a proxy."""
 
 import http.client
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from simagent.ports.cloud import CloudError
@@ -43,6 +45,17 @@ def ask(base: str, path: str, headers: Mapping[str, str], *, method: str = "GET"
         case 401 | 403:
             raise DeniedError(f"{base}{path}: answered {answer.status}")
     raise CloudError(f"{base}{path}: answered {answer.status}")
+
+
+def parse_object(text: str, cloud: str) -> dict[str, Any]:
+    """Read a JSON object, the answer of a ``cloud``. Raises `CloudError`."""
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise CloudError(f"the metadata server of {cloud} answered {text[:80]!r}")
+    return told
 
 
 def seconds_until(text: str, form: str, now: float) -> float:
