@@ -27,7 +27,7 @@ from simagent.ports.launcher import Launcher, Ranks
 from simagent.ports.runtime import Step, StepPlan
 from simagent.worker.context import Context
 from simagent.worker.head import Head, Leadership
-from simagent.worker.journal import Entry, Place
+from simagent.worker.journal import ARTIFACTS, Entry, Place
 from simagent.worker.orders import Detached, Preempted
 
 SLEEP = "echo $SIMAGENT_TASK_ID; exec sleep 300"
@@ -194,7 +194,7 @@ def test_ranks_run_on_all_hosts_and_see_what_they_should(cluster: Cluster) -> No
     for asked in requests:
         (enter,) = [request for request in asked if request["ask"] == "enter"]
         assert enter["attempt"] == {"project": "default", "task": task.id, "epoch": 1}
-        assert enter["folder"].endswith(f"{task.id}.1.{enter['agent']}/work/output/artifacts")
+        assert enter["folder"].endswith(f"{task.id}.1.{enter['agent']}/{ARTIFACTS}")
         assert enter["env"]["GREETING"] == "hello"
         assert enter["env"]["SIMAGENT_TASK_ID"] == task.id
         assert "PATH" not in enter["env"], "that is each host's own"

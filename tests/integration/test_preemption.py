@@ -9,8 +9,10 @@ import pytest
 from fakes import clouds
 from fakes.clouds import Metadata
 from fakes.rig import Rig
+from simagent.worker.journal import ARTIFACTS
 
-STUBBORN = "trap '' TERM; echo $$ > pid; while :; do sleep 0.2; done"
+PID = f"first/attempts/*/{ARTIFACTS}/pid"
+STUBBORN = "trap '' TERM; echo $$ > new; mv new pid; while :; do sleep 0.2; done"
 
 
 @pytest.fixture
@@ -32,8 +34,8 @@ def goes(cloud: str, at: float) -> dict[str, str]:
 
 
 def pid_of(rig: Rig) -> int:
-    (file,) = rig.folder.glob("first/attempts/*/work/output/artifacts/pid")
-    return int(file.read_text())
+    """Tell the process of the command, once it has written that down."""
+    return rig.until(lambda: next((int(file.read_text()) for file in rig.folder.glob(PID)), None))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,6 @@ def test_a_task_is_given_back_though_its_command_ignores_sigterm(
     ):
         task = rig.submit({"run": STUBBORN, "shell": True}, grace=100.0)
         rig.until(lambda: rig.running(task) and asked(server, question))
-        rig.until(lambda: any(rig.folder.glob("first/attempts/*/work/output/artifacts/pid")))
         pid = pid_of(rig)
         server.answers.update(goes(cloud, time.time() + 30))
         rig.until(lambda: rig.client.state(task).status == "queued", 60.0)
