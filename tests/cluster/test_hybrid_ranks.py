@@ -1,7 +1,6 @@
 """Ranks in containers of an image, started by the host's own mpirun: real MPIs on both sides."""
 
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +11,14 @@ import pytest
 from cluster.images import MPICH, OPENMPI_4
 from engines import mpi
 from engines.mpi import Mpi, rank_lines
-from fakes.capsules import NOBODY, Capsule, capsule
+from fakes.capsules import NOBODY, Capsule, capsule_of_a_test
 from simagent.domain.reasons import Reason
 from simagent.launchers.hydra import HydraLauncher
 from simagent.launchers.installed import detect
 from simagent.launchers.openmpi import OpenMpiLauncher
 from simagent.ports.launcher import GUARD_CODE, Ranks, guard_said
 from simagent.ports.runtime import RANK, Launch
+from simagent.runtimes.apptainer_ranks import shared_memory
 
 ROOT = os.geteuid() == 0
 USER = (NOBODY, NOBODY) if ROOT else (os.geteuid(), os.getegid())
@@ -58,18 +58,9 @@ def _there(found: Mpi | str) -> Mpi:
 
 @contextmanager
 def _box(image: Path) -> Iterator[Capsule]:
-    before = _shared_memory()
-    with capsule(image, USER) as made:
+    with capsule_of_a_test(image, USER) as made:
         yield made
-        left = made.marked()
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        assert left == [], "the test left processes behind"
-        assert _shared_memory() <= before
-
-
-def _shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").glob("simagent.*"))
+    assert not shared_memory(made.plan("sh")).exists()
 
 
 def _launch(installed: Mpi, np: int = 2, *, force: bool = False) -> Launch:

@@ -1,8 +1,10 @@
 """What tests of steps in Apptainer containers share: an attempt's folders, as a worker's."""
 
+import codecs
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -76,10 +78,23 @@ def capsule(image: Path, user: tuple[int, int]) -> Iterator[Capsule]:
         shutil.rmtree(root, ignore_errors=True)
 
 
+@contextmanager
+def capsule_of_a_test(image: Path, user: tuple[int, int]) -> Iterator[Capsule]:
+    """Make one as `capsule` does, and see at the end that no process of it is left."""
+    with capsule(image, user) as made:
+        yield made
+        left = made.marked()
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert left == [], "the test left processes behind"
+
+
 def as_user(user: tuple[int, int], call: Callable[[], T]) -> T:
     """Call something in a process of another user, and give what it gave."""
     # That of .venv may be in a folder that is not for all.
     system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    # What is imported when it is first used may be out of that user's reach.
+    codecs.lookup("ascii")
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

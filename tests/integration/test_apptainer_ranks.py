@@ -1,14 +1,13 @@
 """Containers of ranks that a program of the host starts, here a line of shell in mpirun's place."""
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engines.apptainer import Apptainer
-from fakes.capsules import NOBODY, Capsule, capsule
+from fakes.capsules import NOBODY, Capsule, capsule_of_a_test
 from fakes.steps import LIMIT, until
 from simagent.domain.reasons import Reason
 from simagent.ports.launcher import GUARD_CODE, guard_said
@@ -31,12 +30,8 @@ exit $code
 
 @pytest.fixture
 def box(apptainer: Apptainer, tiny_sif: Path) -> Iterator[Capsule]:
-    with capsule(tiny_sif, USER) as made:
+    with capsule_of_a_test(tiny_sif, USER) as made:
         yield made
-        left = made.marked()
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        assert left == [], "the test left processes behind"
 
 
 def launch(size: str = "2", mpi: str = "", **env: str) -> Launch:

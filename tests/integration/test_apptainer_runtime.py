@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from engines.apptainer import Apptainer
-from fakes.capsules import NOBODY, WORKDIR, Capsule, as_user, capsule
+from fakes.capsules import NOBODY, WORKDIR, Capsule, as_user, capsule_of_a_test
 from fakes.steps import LIMIT, alive, until
 from simagent.domain.reasons import Reason
 from simagent.ports.runtime import Mount, RuntimeFailedError, StepExit, StepLimits
@@ -25,12 +25,8 @@ needs_root = pytest.mark.skipif(not ROOT, reason="root is needed to be root's ag
 
 @pytest.fixture
 def box(apptainer: Apptainer, tiny_sif: Path) -> Iterator[Capsule]:
-    with capsule(tiny_sif, USER) as made:
+    with capsule_of_a_test(tiny_sif, USER) as made:
         yield made
-        left = made.marked()
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        assert left == [], "the test left processes behind"
 
 
 def run_as(box: Capsule, agent: str, *argv: str, **changes: object) -> StepExit:
