@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from simagent.launchers.inside import InsideLauncher
@@ -16,6 +18,24 @@ def test_a_binding_among_the_options_is_the_only_one(args: tuple[str, ...]) -> N
     """Two of them are an error to mpirun."""
     command = InsideLauncher().command(Ranks(np=2, bind="none", args=args), ["a"])
     assert command == ("mpirun", "-np", "2", *args, "a")
+
+
+def test_a_binding_that_nobody_asked_for_is_said_to_those_alone_that_bear_it() -> None:
+    launcher = InsideLauncher()
+    ranks = Ranks(np=2, bind="core", wished=True)
+    assert launcher.command(ranks, ["a"]) == ("mpirun", "-np", "2", "a")
+    said = launcher.environment(ranks)
+    assert said["PRTE_MCA_hwloc_default_binding_policy"] == "core:if-supported:overload-allowed"
+    assert said["OMPI_MCA_hwloc_base_binding_policy"] == "core:if-supported,overload-allowed"
+    assert said["HYDRA_BINDING"] == "core"
+    without = launcher.environment(replace(ranks, memory=False))
+    assert without["OMPI_MCA_hwloc_base_binding_policy"] == "none"
+    assert "HYDRA_BINDING" not in without
+
+
+def test_no_binding_is_wished_where_the_options_say_one() -> None:
+    ranks = Ranks(np=2, bind="core", wished=True, args=("--bind-to", "numa"))
+    assert InsideLauncher().environment(ranks) == InsideLauncher().environment(Ranks(np=2))
 
 
 def test_what_cannot_be_said_on_every_command_line_is_said_by_variables() -> None:

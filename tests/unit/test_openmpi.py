@@ -112,6 +112,14 @@ def test_other_nonsense_is_refused(ranks: Ranks) -> None:
         FIVE.command(ranks, ["a"])
 
 
+@pytest.mark.parametrize("launcher", [FOUR, FIVE])
+def test_a_binding_that_nobody_asked_for_bears_more_ranks_than_cores(
+    launcher: OpenMpiLauncher,
+) -> None:
+    wished = launcher.command(Ranks(np=2, bind="core", wished=True), ["a"])
+    assert wished[wished.index("--bind-to") + 1] == "core:overload-allowed"
+
+
 @pytest.mark.parametrize("word", ["-bind-to", "--bind-to"])
 def test_a_binding_among_the_options_is_the_only_one(word: str) -> None:
     """Two of them are an error to mpirun."""

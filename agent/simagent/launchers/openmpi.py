@@ -100,7 +100,7 @@ class OpenMpiLauncher:
             *("-np", str(check_np(ranks.np))),
             *self._spanning(ranks),
             *self._environment(ranks.env),
-            *self._bound(binding(ranks)),
+            *self._bound(binding(ranks), wished=ranks.wished),
             *self._sharing(ranks.oversubscribe),
             *ranks.args,
         )
@@ -149,10 +149,13 @@ class OpenMpiLauncher:
         of_daemons = ("--mca", "oob_tcp_if_include", span.network) if self._major < 5 else ()
         return (*of_daemons, *of_ranks)
 
-    def _bound(self, bind: str | None) -> tuple[str, ...]:
+    def _bound(self, bind: str | None, *, wished: bool) -> tuple[str, ...]:
         match bind:
             case None:
                 return ()
+            case "core" if wished:
+                # Else it gives up where a host has fewer cores than it was given slots.
+                bind = "core:overload-allowed"
             case "hwthread":
                 # Else its slots are the cores, and half of the threads stay empty.
                 return ("--use-hwthread-cpus", "--bind-to", "hwthread")

@@ -52,16 +52,20 @@ class Ranks:
     """The ranks of one step.
 
     ``np`` is their number, ``env`` the names of the variables that must reach every rank,
-    ``args`` further options of the user for the launcher itself. With ``oversubscribe`` there may
-    be more ranks than cores. Without ``span`` all of them are on this host. With ``guard`` the
-    command looks first whether the program can become ranks of that `mpirun`, where this can be
-    seen: `guard_said` tells what it found. ``boxed`` ranks are in a container each, which starts
-    outside of it: no option may set variables there.
+    ``args`` further options of the user for the launcher itself. ``bind`` is what they are bound
+    to; with ``wished`` nobody asked for it, and where it cannot be had in silence they are not
+    bound. Where their ``memory`` cannot be bound, some MPIs complain, or give up. With
+    ``oversubscribe`` there may be more ranks than cores. Without ``span`` all of them are on this
+    host. With ``guard`` the command looks first whether the program can become ranks of that
+    `mpirun`, where this can be seen: `guard_said` tells what it found. ``boxed`` ranks are in a
+    container each, which starts outside of it: no option may set variables there.
     """
 
     np: int
     env: tuple[str, ...] = ()
     bind: str | None = None
+    wished: bool = False
+    memory: bool = True
     oversubscribe: bool = False
     args: tuple[str, ...] = ()
     span: Span | None = None

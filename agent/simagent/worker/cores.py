@@ -29,6 +29,11 @@ def physical_cores(among: Collection[int] = (), *, cpus: Path = _CPUS) -> int:
     return len(cores)
 
 
+def has_all_cpus() -> bool:
+    """Tell whether this process may use all CPUs of the machine."""
+    return len(os.sched_getaffinity(0)) == os.cpu_count()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How the ranks of a step lie on the cores of its task: how many, and bound to what."""

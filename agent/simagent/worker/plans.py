@@ -11,7 +11,7 @@ from simagent.ports.launcher import Launcher, LaunchError, Ranks, Span
 from simagent.ports.runtime import RANK, Launch, Sandbox, StepLimits, StepPlan
 from simagent.worker.containers import HOME, LAUNCH, WORKDIR, sandbox
 from simagent.worker.context import Context
-from simagent.worker.cores import Layout, lay_out
+from simagent.worker.cores import Layout, has_all_cpus, lay_out
 from simagent.worker.hybrid import is_hybrid
 from simagent.worker.journal import Journal, Place
 
@@ -119,12 +119,14 @@ def _launch(ctx: Context, spec: Spec, journal: Journal, number: int, run: _Launc
     limits = _limits(ctx, spec, journal)
     hybrid = is_hybrid(spec, spec.commands[number], ctx.settings.mpi_mode)
     contained = entry.image is not None and not hybrid
+    of_docker = contained and entry.runtime == "docker"
     launcher = ctx.launchers.inside() if contained else ctx.launchers.find(mpi.version)
     layout = lay_out(
         mpi,
         cpus=limits.cpus,
         cores=limits.cores,
-        alone=not contained,
+        # Docker's containers may use CPUs that this agent may not: those of another one.
+        alone=not of_docker or has_all_cpus(),
         slots=ctx.settings.mpi_slots,
         hosts=[place.host for place in entry.hosts],
     )
@@ -141,6 +143,8 @@ def _launch(ctx: Context, spec: Spec, journal: Journal, number: int, run: _Launc
         np=layout.np,
         env=tuple(env),
         bind=layout.bind,
+        wished=mpi.bind is None,
+        memory=not of_docker,  # which allows set_mempolicy(2) to CAP_SYS_NICE alone
         oversubscribe=mpi.oversubscribe,
         args=mpi.args,
         span=span,
