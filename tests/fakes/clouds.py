@@ -119,3 +119,11 @@ def azure_event(kind: str, at: float | None, *machines: str) -> dict[str, object
     return {"EventId": "e", "EventType": kind, "ResourceType": "VirtualMachine",
             "Resources": machines, "EventStatus": "Scheduled" if at else "Started",
             "NotBefore": form}  # fmt: skip
+
+
+def aws_of_group(instance: str, state: str = "InService") -> dict[str, str]:
+    identity = {"instanceId": instance, "instanceType": "c7i.large", "region": "eu-west-1"}
+    return {
+        "/latest/dynamic/instance-identity/document": json.dumps(identity),
+        "/latest/meta-data/autoscaling/target-lifecycle-state": state,
+    }

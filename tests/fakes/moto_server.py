@@ -6,7 +6,8 @@
   `longest`.
 - Messages that are empty, or have characters that XML lacks, are refused.
 
-And who reads an object of S3's while it is replaced gets it whole.
+Who reads an object of S3's while it is replaced gets it whole. An Auto Scaling group at its least
+size does not get smaller.
 """
 
 import re
@@ -15,6 +16,8 @@ import time
 from typing import Any
 
 from moto import server
+from moto.autoscaling.exceptions import ValidationError
+from moto.autoscaling.models import AutoScalingBackend
 from moto.s3.models import FakeKey
 from moto.sqs import models
 from moto.sqs.exceptions import InvalidParameterValue, ReceiptHandleIsInvalid
@@ -28,6 +31,7 @@ mark_received = models.Message.mark_received
 delete = models.Queue.delete_message
 validate = models.SQSBackend._validate_message
 receive = models.SQSBackend.receive_message
+terminate = AutoScalingBackend.terminate_instance
 
 
 def of_receipt(queue: Any, receipt: str) -> Any:
@@ -101,6 +105,22 @@ def keep(self: Any, garbage: bool = False) -> None:
     self.disposed = True
 
 
+def strict_terminate(self: Any, instance_id: str, should_decrement: bool) -> Any:
+    groups = self.autoscaling_groups.values()
+    of = [g for g in groups if instance_id in (s.instance.id for s in g.instance_states)]
+    if not of:
+        raise ValidationError(
+            f"Instance Id not found - No managed instance found for instance ID {instance_id}"
+        )
+    if should_decrement and of[0].desired_capacity <= of[0].min_size:
+        raise ValidationError(
+            f"Currently, desiredSize equals minSize ({of[0].min_size}). Terminating instance "
+            "without replacement will violate group's min size constraint. Either set "
+            "shouldDecrementDesiredCapacity flag to false or lower group's min size."
+        )
+    return terminate(self, instance_id, should_decrement)
+
+
 if __name__ == "__main__":
     for of, name, stricter in (
         (models.Message, "mark_received", strict_mark_received),
@@ -110,6 +130,7 @@ if __name__ == "__main__":
         (models.SQSBackend, "is_message_valid_based_on_retention_period", retained),
         (models.SQSBackend, "change_message_visibility", strict_change),
         (FakeKey, "dispose", keep),
+        (AutoScalingBackend, "terminate_instance", strict_terminate),
         # Asked for with each look at each message.
         (models, "unix_time_millis", lambda: time.time() * 1000),
     ):

@@ -1,7 +1,8 @@
 """Amazon EC2, by version 2 of its instance metadata service (IMDSv2).
 
 As in the EC2 User Guide: "Use the Instance Metadata Service", "Spot Instance interruption
-notices" and "EC2 instance rebalance recommendations".
+notices" and "EC2 instance rebalance recommendations"; in that of EC2 Auto Scaling: "Retrieve the
+target lifecycle state through instance metadata".
 """
 
 from collections.abc import Callable, Mapping
@@ -57,6 +58,11 @@ class Aws:
         if self._found("/latest/meta-data/events/recommendations/rebalance") is not None:
             return Notice("AWS may soon interrupt this spot instance", 0.0, certain=False)
         return None
+
+    def in_group(self) -> bool:
+        """Tell whether an Auto Scaling group looks after the instance. Raises `CloudError`."""
+        state = self._found("/latest/meta-data/autoscaling/target-lifecycle-state")
+        return state is not None and state.strip() != "Detached"
 
     def _found(self, path: str) -> str | None:
         try:

@@ -16,6 +16,16 @@ class Event(StrEnum):
         "The cloud takes the machine away, or may soon: then `certain` is false.",
         "cloud what seconds certain",
     )
+    LIFE_OVER = (
+        "life_over",
+        "The agent ends by itself: it was idle for long, or its time is over.",
+        "why action",
+    )
+    END_FAILED = (
+        "end_failed",
+        "What ends the machine failed, or was refused: it is tried again.",
+        "action error again_in",
+    )
     AGENT_CRASHED = "agent_crashed", "A core thread died: the agent stops.", "thread error"
     STORE_LOST = "store_lost", "The store stopped answering.", "error"
     STORE_BACK = "store_back", "The store answers again.", "seconds"

@@ -9,6 +9,10 @@ class CloudError(Exception):
     """The cloud's metadata server gave no usable answer; the message says what came."""
 
 
+class StaysError(CloudError):
+    """The cloud does not let the machine go: it is needed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """The machine is to go away.
@@ -37,3 +41,14 @@ class Cloud(Protocol):
 
     def notice(self) -> Notice | None:
         """Ask whether the machine is to go away. Raises `CloudError`."""
+
+
+class Terminable(Protocol):
+    """A cloud that ends a machine when the machine asks for it."""
+
+    def terminate(self, *, replace: bool) -> bool:
+        """Have this machine ended for good, and another one started if it is to be ``replaced``.
+
+        False where the machine belongs to no group of the cloud's that would start another one:
+        then it has to power itself off. Raises `StaysError`, `CloudError`.
+        """
