@@ -115,6 +115,8 @@ class TelemetryPump:
         self._metrics_lane = _Lane("metrics", clock)
         self._ending: _Ending | None = None
         self._complete = False
+        self.last: Sample = {}
+        """The last sample that was taken here."""
         self._flushed: float | None = None
         self._began = clock.now()
         self._follow_until = self._began
@@ -198,7 +200,8 @@ class TelemetryPump:
             self._flushed = now
 
     def _take_sample(self) -> None:
-        self._metrics.append(self._sampler.sample())
+        self.last = self._sampler.sample()
+        self._metrics.append(self.last)
         for sample in self._others():
             self._metrics.append(sample)
 

@@ -31,9 +31,11 @@ from simagent.worker.prepare import prepare
 from simagent.worker.publish import OutputFailedError, UnreadOutputsError, publish, stderr_tail
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.room import NoRoomError, Patience
+from simagent.worker.snapshot import TaskView
 from simagent.worker.span import keep_alive
 from simagent.worker.steps import StepRunner
 from simagent.worker.syncing import Syncing
+from simagent.worker.taskview import view_of
 from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
 
@@ -93,6 +95,7 @@ class AttemptRun:
             orders=self.orders,
             progress=self._attempt,
             stop_after=self._stop_after(),
+            tally=ctx.tally,
         )
         self._checkpoint = state.checkpoint
         self._checkpoints = (
@@ -111,6 +114,27 @@ class AttemptRun:
             return Status.FINALIZING
         begun = self._journal.entry.steps_started is not None
         return Status.RUNNING if begun else Status.PREPARING
+
+    def interrupt(self, order: Interrupted) -> None:
+        """Do not go on here, as an order says; that the machine goes away is in the state first.
+
+        Any thread may call it.
+        """
+        self.orders.interrupt(order)
+        if isinstance(order, Preempted):
+            self._lease.hurry()
+
+    def view(self) -> TaskView:
+        """Tell how it stands. Any thread may ask."""
+        return view_of(
+            self._journal.entry,
+            self._spec,
+            self.status,
+            clock=self._ctx.clock,
+            lease=self._lease,
+            step=self._steps.begun,
+            sample=self._telemetry.last,
+        )
 
     def run(self) -> None:
         """Run to the end; returns early, with everything written down, when detached."""

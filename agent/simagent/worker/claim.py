@@ -9,6 +9,7 @@ from simagent.domain.mutations import SupersededError
 from simagent.domain.state import Attempt, Holder, State, Status, Timing
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import NotFoundError, StoreError
+from simagent.telemetry.tally import Count
 from simagent.worker.choice import choose
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry, Journal
@@ -82,6 +83,7 @@ def claim(
         raise ClaimUnknownError(journal, str(error)) from error
     tell_of_loss(task, state, before=judged.epoch)
     log.info(Event.TASK_CLAIMED, task=task.id, epoch=me.epoch, lost=verdict.lost)
+    ctx.tally.add(Count.ATTEMPTS_CLAIMED)
     return journal, state
 
 

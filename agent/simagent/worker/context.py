@@ -13,7 +13,9 @@ from simagent.ports.images import Images
 from simagent.ports.launcher import Launchers
 from simagent.ports.queue import Queue
 from simagent.ports.runtime import Runtime
+from simagent.telemetry.contact import Contact
 from simagent.telemetry.pump import LOCAL_PACE, Pace
+from simagent.telemetry.tally import Tally
 from simagent.transfer.unpack import Limits
 from simagent.worker.caretaker import ImageMarks
 from simagent.worker.choice import CONTAINERS
@@ -102,5 +104,9 @@ class Context:
     """Of the MPI cluster that the agent leads."""
     cloud: Cloud | None = None
     """What the machine is rented from; None where it is of no cloud."""
+    tally: Tally = field(default_factory=Tally)
+    """What the agent has done so far."""
+    contacts: tuple[Contact, ...] = ()
+    """How it stands with store and queue, where their calls are noted."""
     free_bytes: Callable[[Path], int] = free_bytes
     """Tells what is free on the disk of a folder."""

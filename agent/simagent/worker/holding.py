@@ -24,6 +24,7 @@ from simagent.ports.store import (
     StoreRefusedError,
     StoreUnavailableError,
 )
+from simagent.telemetry.tally import Count
 from simagent.worker.bells import BellKeeper
 from simagent.worker.context import Context
 from simagent.worker.endings import Ending
@@ -81,6 +82,7 @@ class Holding:
         if attempt not in state.attempts:
             raise LeaseLost("the terminal state does not show this attempt")
         self._log(Event.TASK_PUBLISHED, status=state.status.value)
+        self._ctx.tally.add(Count.TASKS_ENDED, state.status.value, state.reason or "")
         if state.status is Status.SUCCEEDED:
             self.persist(partial(forget_checkpoints, self._ctx, self._journal))
         group = self._journal.entry.group
@@ -119,6 +121,7 @@ class Holding:
             reason = Reason.MAX_PREEMPTIONS if preempted else attempt.reason
             return Ending(Status.ERROR, reason, f"{attempt.message}; no attempt is left")
         self._log(Event.TASK_REQUEUED, reason=attempt.reason.value)
+        self._ctx.tally.add(Count.TASKS_REQUEUED, attempt.reason.value)
         try:
             self._bell.ring()
         except QueueError as error:
@@ -129,6 +132,7 @@ class Holding:
     def abandon(self, order: LeaseLost) -> None:
         """Report nothing: the task is another's. Local files are kept for a while."""
         self._log(Event.LEASE_LOST, error=str(order))
+        self._ctx.tally.add(Count.LEASES_LOST)
         self._ctx.journals.set_aside(self._journal.folder, str(order))
 
     def change(self, change: Callable[[State], State]) -> State:

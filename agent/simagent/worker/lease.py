@@ -13,6 +13,7 @@ from simagent.domain.times import Times
 from simagent.ledger import CorruptError, Ledger, TooNewError, Version
 from simagent.ports.clock import Clock, Wake
 from simagent.ports.store import NotFoundError, StoreError
+from simagent.telemetry.tally import Count, Tally
 from simagent.worker.orders import LeaseLost, Orders, Partitioned
 
 log = structlog.get_logger()
@@ -37,6 +38,7 @@ class Lease:
         orders: Orders,
         progress: Callable[[], Attempt],
         stop_after: float | None,
+        tally: Tally | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -47,12 +49,16 @@ class Lease:
         self._orders = orders
         self._progress = progress
         self._stop_after = stop_after
+        self._tally = tally or Tally()
         self._known: Version[State] | None = None
         """What was written last: where nobody has written since, it need not be read again."""
-        self._renewed = clock.now()
+        self.renewed = clock.now()
+        """When it was renewed last, by the clock's `now`."""
         self._stop = Wake()
+        self._hurry = Wake()
         self._quiet = False
-        self._late = False
+        self.late = False
+        """It was not renewed in time."""
 
     def run(self) -> None:
         """Renew until `stop`, or until another is proven to hold the task."""
@@ -83,8 +89,9 @@ class Lease:
             lambda s: mutations.renew(s, me=self._me, beat=beat, attempt=attempt),
         )
         state = self._known.state
-        self._renewed = asked
-        self._late = False
+        self.renewed = asked
+        self.late = False
+        self._tally.add(Count.LEASE_RENEWALS)
         if state.kill is not None:
             self._orders.ask_kill(state.kill)
         return state
@@ -99,9 +106,10 @@ class Lease:
 
     def _lapse(self, error: Exception) -> None:
         # Expiry only permits others to claim; without proof that one did, the run goes on.
-        silent = self._clock.now() - self._renewed
-        if silent >= self._times.lease_ttl and not self._late:
-            self._late = True
+        self._tally.add(Count.LEASE_RENEWAL_FAILURES)
+        silent = self._clock.now() - self.renewed
+        if silent >= self._times.lease_ttl and not self.late:
+            self.late = True
             log.warning(Event.LEASE_LATE, task=self._task.id, seconds=silent, error=str(error))
         if self._stop_after is not None and silent >= self._stop_after:
             self._orders.interrupt(Partitioned(f"the store was not reached for {silent:.0f} s"))

@@ -13,6 +13,7 @@ from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import QueueError
 from simagent.ports.runtime import RuntimeFailedError, StepPlan
 from simagent.ports.store import NotFoundError
+from simagent.telemetry.tally import Count
 from simagent.worker.bells import BellKeeper
 from simagent.worker.claim import settle_intent
 from simagent.worker.context import Context
@@ -42,6 +43,7 @@ def recover(ctx: Context, journal: Journal) -> tuple[State, Spec] | None:
         if state is not None:
             spec = ctx.ledger.spec(entry.keys)
             log.info(Event.TASK_ADOPTED, task=entry.task, epoch=entry.epoch)
+            ctx.tally.add(Count.ATTEMPTS_ADOPTED)
             return state, spec
         _clean_up(ctx, journal)
     except (CorruptError, TooNewError) as error:
@@ -72,6 +74,7 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
         journal.remove()
     elif journal.steps.exists():
         log.warning(Event.LEASE_LOST, task=entry.task, epoch=entry.epoch)
+        ctx.tally.add(Count.LEASES_LOST)
         ctx.journals.set_aside(journal.folder, f"{Reason.AGENT_LOST}: the task went on elsewhere")
     else:
         journal.remove()  # an intent that was never applied, or nothing was begun

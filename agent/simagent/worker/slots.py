@@ -11,8 +11,9 @@ from simagent.worker.attempt import AttemptRun
 from simagent.worker.context import Context
 from simagent.worker.disk import used_bytes
 from simagent.worker.journal import Journal
-from simagent.worker.orders import Detached, Interrupted
+from simagent.worker.orders import Detached, Interrupted, Preempted
 from simagent.worker.shares import Share, lacks, share, this_machine
+from simagent.worker.snapshot import TaskView
 from simagent.worker.threads import CoreThread, Threads
 
 
@@ -89,6 +90,10 @@ class Slots:
             for running in self._running
             if not running.thread.ended
         )
+
+    def views(self) -> tuple[TaskView, ...]:
+        """Tell how each of them stands. Any thread may ask."""
+        return tuple(running.run.view() for running in self._running if not running.thread.ended)
 
     # --- What of the machine is taken ---------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """Runs the commands of a task, one after the other, and says how that ended."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +41,14 @@ _LOOK_AGAIN = 1.0
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A command that runs: its number, and since when this agent has known, in Unix time."""
+
+    number: int
+    at: float
+
+
 class StepRunner:
     """Runs the steps of one attempt, or goes on where an earlier incarnation left them."""
 
@@ -60,6 +70,8 @@ class StepRunner:
         self.left: Left | None = None
         """How the last command ended; None where none did, or nobody knows how."""
         self.records: tuple[StepRecord, ...] = ()
+        self.begun: Begun | None = None
+        """The command that runs."""
 
     def pids(self) -> list[int]:
         """List the processes of the running step."""
@@ -115,12 +127,13 @@ class StepRunner:
             return Ending(Status.FAILED, error.reason, f"commands[{number}]: {error}")
         self._log(Event.STEP_STARTED, step=number, argv=planned.shown)
         self._step, self.left, self._beside = step, None, doors
+        self.begun = Begun(number, self._ctx.clock.wall())
         try:
             mpi = self._spec.commands[number].mpi
             watched = mpi is not None and not mpi.force
             exit_ = self._wait(step, doors, RankWatch(self._ctx.clock) if watched else None)
         finally:
-            self._step = None
+            self._step = self.begun = None
         if exit_.reason not in LOST:
             self.left = left_by(exit_, told_at=self._told_at)
         self._record(number, planned, exit_)

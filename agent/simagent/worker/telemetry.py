@@ -44,6 +44,11 @@ class Telemetry:
             name=f"telemetry {journal.entry.task}",
         )
 
+    @property
+    def last(self) -> Sample:
+        """The last sample of this host. Any thread may ask."""
+        return self._pump.last
+
     def start(self) -> None:
         """Start shipping."""
         self._pump.start()
