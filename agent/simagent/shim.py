@@ -34,6 +34,7 @@ ATTENTION = "agent"
 _RECORD_BYTES = 4096
 _MESSAGE_CHARACTERS = 250  # twelve bytes each in JSON, at worst
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # prctl(2)
+_PR_SET_NO_NEW_PRIVS = 38
 _WATCHED = (signal.SIGCHLD, signal.SIGTERM)
 _IGNORED = "HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU"
 _LOCK_TRIES, _LOCK_PAUSE = 50, 0.01
@@ -171,6 +172,7 @@ class Plan:
         self.cpus: list[int] = fields["cpus"]
         self.cgroup: str | None = fields["cgroup"]
         self.user: list[int] | None = fields["user"]
+        self.no_new_privs: bool = fields["no_new_privs"]
         self.contained: bool = fields["contained"]
 
 
@@ -386,6 +388,7 @@ class StartError(Exception):
 def execute(argv: list[str], env: dict[str, str]) -> None:
     """Become the program, looked up in the PATH of ``env``. Raises `StartError`."""
     program, found = argv[0], ""
+    closed: list[str] = []
     folders = [""] if "/" in program else env.get("PATH", os.defpath).split(":")
     for path in [os.path.join(folder, program) for folder in folders]:
         try:
@@ -393,9 +396,13 @@ def execute(argv: list[str], env: dict[str, str]) -> None:
         except (OSError, ValueError) as error:
             if os.path.exists(path):
                 found = found or f"{path}: {_why_not(path, error)}"
+            elif isinstance(error, PermissionError):
+                closed.append(os.path.dirname(path))
     if found:
         raise StartError("not_executable", found)
     where = "" if "/" in program else f" in PATH ({':'.join(folders)})"
+    if closed:
+        where += f", of which user {os.geteuid()} may not look into {' and '.join(closed)}"
     raise StartError("command_not_found", f"{program}: no such program{where}")
 
 
@@ -433,6 +440,8 @@ def _become(
         os.setgroups([])
         os.setgid(plan.user[1])
         os.setuid(plan.user[0])
+    if plan.no_new_privs:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the kernel forgets it when the user changes
     if os.read(go, 1) == b"" or os.getppid() != shim:
         return

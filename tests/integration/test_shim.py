@@ -46,6 +46,7 @@ def write_plan(plan: StepPlan) -> None:
     fields |= {"stderr": str(plan.stderr), "argv": plan.argv, "env": dict(plan.env)}
     fields |= {"grace": plan.grace, "orphan_limit": plan.orphan_limit}
     fields |= {"rlimits": {}, "cpus": [], "cgroup": None, "user": None, "contained": False}
+    fields["no_new_privs"] = False
     (plan.folder / "step-0.json").write_text(json.dumps(fields))
 
 

@@ -92,8 +92,10 @@ class StepPlan:
     from 0. ``env`` is the whole environment, in a ``sandbox`` beside what the image sets. ``cwd``
     is a path in the sandbox where there is one. ``stdout`` and ``stderr``, paths of this host, are
     appended to by the step itself. With ``launch`` it is run by a program of the host as ranks,
-    each in a ``sandbox``. ``grace`` and ``orphan_limit`` are seconds: how long the step may take
-    to end after SIGTERM, and after how long without any agent it is ended.
+    each in a ``sandbox``. ``user`` is whom a step runs as that has no sandbox, by user and group
+    number, and without a way to more rights; None: as the agent does. ``grace`` and
+    ``orphan_limit`` are seconds: how long the step may take to end after SIGTERM, and after how
+    long without any agent it is ended.
     """
 
     folder: Path
@@ -109,6 +111,7 @@ class StepPlan:
     limits: StepLimits = StepLimits()
     sandbox: Sandbox | None = None
     launch: Launch | None = None
+    user: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

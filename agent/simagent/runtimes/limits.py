@@ -15,7 +15,9 @@ _MUCH = 0.8
 """Share of the allowed memory from which on it is worth telling how much was used."""
 
 
-def rlimits(limits: StepLimits, *, confined: bool, uid: int | None = None) -> dict[str, int]:
+def rlimits(
+    limits: StepLimits, *, confined: bool, uid: int | None = None, contained: bool = False
+) -> dict[str, int]:
     """Give the step's resource limits (setrlimit(2)) by their names.
 
     Where it is not ``confined`` by a cgroup they stand in for one. Memory: RLIMIT_DATA, for each
@@ -23,14 +25,14 @@ def rlimits(limits: StepLimits, *, confined: bool, uid: int | None = None) -> di
     GPU libraries do by the terabyte. Processes: RLIMIT_NPROC counts all of the user's, so those it
     has already are added; root is exempt from it, so it gets none.
 
-    ``uid`` is whose container the step enters: its memory is limited only in there, as what makes
-    the container needs some, too.
+    ``uid`` is whom the step runs as; None: this process's user. The memory of a ``contained`` one
+    is limited only in its container, as what makes that needs some, too.
     """
     user = os.getuid() if uid is None else uid
     found: dict[str, int] = {}
     if limits.file_bytes is not None:
         found["RLIMIT_FSIZE"] = limits.file_bytes
-    if limits.memory_bytes is not None and not confined and uid is None:
+    if limits.memory_bytes is not None and not confined and not contained:
         found["RLIMIT_DATA"] = limits.memory_bytes
     if limits.processes is not None and not confined and user != 0:
         found["RLIMIT_NPROC"] = limits.processes + _tasks_of(user)

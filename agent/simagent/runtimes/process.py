@@ -227,7 +227,9 @@ class ProcessRuntime:
         name = f"step-{plan.number}"
         attempt = plan.folder.parent.name
         cgroup = self._confinement and self._confinement.create(attempt, plan.limits)
-        uid = None if plan.sandbox is None else plan.sandbox.uid
+        contained = plan.sandbox is not None
+        user = _other_user(plan)
+        uid = plan.sandbox.uid if plan.sandbox is not None else user and user[0]
         stdin = plan.folder / f"{name}.stdin" if plan.stdin is not None else Path(os.devnull)
         record = {
             "format": shim.FORMAT,
@@ -239,11 +241,15 @@ class ProcessRuntime:
             "stderr": str(plan.stderr),
             "grace": plan.grace,
             "orphan_limit": plan.orphan_limit,
-            "rlimits": rlimits(plan.limits, confined=cgroup is not None, uid=uid),
+            "rlimits": rlimits(
+                plan.limits, confined=cgroup is not None, uid=uid, contained=contained
+            ),
             "cpus": cores(plan.limits, attempt),
             "cgroup": cgroup and str(cgroup),
-            "user": _other_user(plan),
-            "contained": plan.sandbox is not None,
+            "user": user,
+            # What makes a container may need a setuid program for it, such as fusermount3.
+            "no_new_privs": user is not None and not contained,
+            "contained": contained,
         }
         records.replace(plan.folder / _SHIM, self._shim)
         if plan.stdin is not None:
@@ -312,7 +318,9 @@ def _start_failure(plan: StepPlan, said: bytes) -> RuntimeFailedError:
 
 
 def _other_user(plan: StepPlan) -> tuple[int, int] | None:
-    if plan.sandbox is None or os.geteuid() != 0 or plan.sandbox.uid == 0:
+    box = plan.sandbox
+    user = plan.user if box is None else (box.uid, box.gid)
+    if user is None or os.geteuid() != 0 or user[0] == 0:
         return None
     return plan.sandbox.uid, plan.sandbox.gid
 

@@ -15,6 +15,7 @@ from simagent.telemetry.timeline import Timeline
 from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
 from simagent.worker.checkpoints import Checkpoints
+from simagent.worker.containers import shut
 from simagent.worker.context import Context
 from simagent.worker.control import Control
 from simagent.worker.disk import is_no_space
@@ -287,6 +288,8 @@ class AttemptRun:
         output, attempt = self._publish(attempt)
         self._lease.end_quietly()
         self._holding.end(output, attempt)
+        with suppress(OSError):  # else no harm is done that its own steps could not do
+            shut(self._journal)
 
     def _make_way(self) -> None:
         """From now on others may begin here, and their commands go before what is left to do.

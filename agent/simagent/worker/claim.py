@@ -56,6 +56,7 @@ def claim(
     )
     hosts = choose_hosts(verdict.spec, ctx.head, slots=ctx.settings.mpi_slots, runtime=runtime)
     attempt = _begun(ctx, verdict.state, me)
+    given = share or alone(verdict.spec.resources)
     ctx.journals.reserve.fill()
     entry = Entry(
         project=task.project,
@@ -66,8 +67,10 @@ def claim(
         incarnation=me.incarnation,
         boot_id=identity.boot_id,
         receipt=receipt,
-        share=share or alone(verdict.spec.resources),
+        share=given,
         runtime=runtime,
+        # That of an image is known when it is there: it may ask to be run as root.
+        user=ctx.settings.users.program(given.slot) if runtime == "process" else None,
         max_log_bytes=ctx.settings.max_log_bytes,
         attempt=attempt,
     )

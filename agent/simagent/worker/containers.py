@@ -1,9 +1,9 @@
-"""What a task's containers are given: an image, folders, a user; the same by every runtime."""
+"""What a task's containers are given: an image, folders, a user; the same by every runtime.
+
+The folders and the user are those, too, of programs of this host that do not run as the agent.
+"""
 
 import os
-import pwd
-import stat
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from simagent.domain.spec import Spec
@@ -11,6 +11,7 @@ from simagent.ports.runtime import Mount, Sandbox
 from simagent.transfer.removal import walk
 from simagent.worker.cores import lay_out
 from simagent.worker.journal import Entry, Journal
+from simagent.worker.users import open_the_way, task_users
 
 WORKDIR = PurePosixPath("/workdir/output/artifacts")
 """Where commands start: what images made for Inductiva's platform expect."""
@@ -20,44 +21,7 @@ HOME = "/tmp"  # noqa: S108 - in the container, where it is the attempt's own fo
 
 _SHM_BASE = 64 << 20
 _SHM_PER_RANK = 32 << 20
-_TASK_USER = "simtask-"
-_NOBODY = 65534
 TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - likewise
-
-
-def task_user(uid: int | None = None) -> tuple[int, int]:
-    """Tell whom containers run as: a user and a group number.
-
-    Root's tasks run as ``uid``; without one as the user ``simtask-0`` where there is one, else as
-    nobody, whom nearly every image knows by name. Others' tasks run as they themselves.
-    """
-    if os.geteuid() != 0:
-        return os.geteuid(), os.getegid()
-    if uid is not None:
-        with suppress(KeyError):
-            return uid, pwd.getpwuid(uid).pw_gid
-        return uid, uid
-    with suppress(KeyError):
-        user = pwd.getpwnam(f"{_TASK_USER}0")
-        return user.pw_uid, user.pw_gid
-    return _NOBODY, _NOBODY
-
-
-def slot_users(uid: int | None, slots: int) -> tuple[tuple[int, int], ...]:
-    """Tell whom the containers of each slot run as; of one beyond them as `task_user` tells.
-
-    Each as a user of its own, ``simtask-0`` and so on, as far as there are such.
-    """
-    if os.geteuid() != 0 or uid is not None:
-        return ()
-    found = []
-    for slot in range(slots):
-        try:
-            user = pwd.getpwnam(f"{_TASK_USER}{slot}")
-        except KeyError:
-            break
-        found.append((user.pw_uid, user.pw_gid))
-    return tuple(found)
 
 
 def sandbox(spec: Spec, journal: Journal, *, launch: Path | None = None) -> Sandbox:
@@ -103,7 +67,7 @@ def _shared_memory(spec: Spec, entry: Entry) -> int | None:
 
 
 def hand_over(journal: Journal, user: tuple[int, int]) -> None:
-    """Make the folders and the log files that a container may write to, and give them its user.
+    """Make the folders and the log files that a task may write to, and give them its user.
 
     No step may have run yet: what a task left could lead elsewhere. Raises OSError.
     """
@@ -116,18 +80,31 @@ def hand_over(journal: Journal, user: tuple[int, int]) -> None:
     # From the state folder on, and from the one that is shared where there is one.
     open_the_way(journal.tmp, journal.folder.parent.parent)
     open_the_way(journal.artifacts, journal.base.parent.parent)
+    # Its way alone: the next task may be of another user, and know the names of this one's files.
+    journal.folder.parent.chmod(0o711)
+    os.chown(journal.folder, -1, user[1])
+    journal.folder.chmod(0o710)
     for entry in walk(journal.artifacts):
         os.chown(entry.path, *user, follow_symlinks=False)
     for path in (journal.artifacts, journal.tmp, journal.logs / "stdout", journal.logs / "stderr"):
         os.chown(path, *user, follow_symlinks=False)
+    journal.artifacts.chmod(0o700)
 
 
-def open_the_way(path: Path, top: Path) -> None:
-    """Let the task's user, as whom Apptainer runs, pass to a path from the folder ``top`` on.
+def shut(journal: Journal) -> None:
+    """Let nobody but the agent get to the files of an attempt whose steps are over.
 
-    Not look around there. Raises OSError.
+    Its user may be the next one's by now, while they are published. Raises OSError.
     """
-    for folder in path.parents:
-        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXGRP | stat.S_IXOTH)
-        if folder == top:
-            return
+    if journal.entry.user is not None:
+        journal.folder.chmod(0o700)
+
+
+def task_user(uid: int | None = None) -> tuple[int, int]:
+    """For wiring/settings.py, until that is changed."""
+    return task_users(uid=uid, slots=1, root_programs=None).common
+
+
+def slot_users(uid: int | None, slots: int) -> tuple[tuple[int, int], ...]:
+    """For wiring/settings.py, until that is changed."""
+    return task_users(uid=uid, slots=slots, root_programs=None).slots

@@ -24,6 +24,7 @@ from simagent.worker.disk import free_bytes
 from simagent.worker.head import Head
 from simagent.worker.hybrid import Mode
 from simagent.worker.journal import Journals
+from simagent.worker.users import TaskUsers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,8 @@ class Settings:
     inputs: Limits = field(default_factory=Limits)
     max_processes: int | None = None
     max_file_bytes: int | None = None
+    users: TaskUsers = field(default_factory=TaskUsers)
+    """Whom tasks run as."""
     task_user: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
     """Whom containers run as: user and group number."""
     slot_users: tuple[tuple[int, int], ...] = ()

@@ -11,9 +11,10 @@ from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
 from simagent.ports.images import ImageError, PullInterruptedError
 from simagent.ports.runtime import Launch, Mount, Sandbox, StepLimits, StepPlan
-from simagent.worker.containers import HOME, TEMPORARY, WORKDIR, open_the_way
+from simagent.worker.containers import HOME, TEMPORARY, WORKDIR
 from simagent.worker.membership import Membership
 from simagent.worker.sharing import beneath, check_user, relative
+from simagent.worker.users import open_the_way, variables
 
 _MOST_GRACE = 3600.0
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -109,7 +110,8 @@ def plan_entry(member: Membership, request: Enter, folder: Path, image: str | No
     work = beneath(member, request.folder)
     settings = member.settings
     command = ("/bin/sh", "-c", request.command)
-    host = {n: os.environ[n] for n in settings.pass_env if n in os.environ}
+    user = (request.uid, request.gid)
+    host = variables(settings.pass_env, user, folder / "tmp")
     inherited = host if image is None else {"HOME": HOME}
     env = request.env | {_MARK: request.entry}
     # MPI's daemon is outside of the containers: the task's variables could have it do anything.
@@ -132,6 +134,7 @@ def plan_entry(member: Membership, request: Enter, folder: Path, image: str | No
             file_bytes=settings.max_file_bytes,
         ),
         sandbox=None if image is None else _sandbox(request, image, folder, work),
+        user=user if image is None else None,
     )
 
 
@@ -166,7 +169,7 @@ def lay_entry(request: Enter, folder: Path, top: Path) -> None:
     logs = (folder / "stdout", folder / "stderr")
     for path in logs:
         path.touch(mode=0o644)
-    if request.image is None or request.uid == os.geteuid():
+    if request.uid == os.geteuid():
         return
     open_the_way(tmp, top)
     for path in (tmp, *logs):

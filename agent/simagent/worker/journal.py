@@ -76,7 +76,8 @@ class Entry(Record):
     image: str | None = None
     """The image they run in, by its handle."""
     user: tuple[int, int] | None = None
-    """Whom they run as in it: user and group number."""
+    """Whom they run as, in it or as programs of this host: user and group number; None: as the
+    agent."""
     cluster: str | None = None
     """The cluster whose head the agent is, where steps run on several of its hosts."""
     hosts: tuple[Place, ...] = ()

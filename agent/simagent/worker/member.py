@@ -17,7 +17,6 @@ from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, Wake
 from simagent.worker.caretaker import Caretaker
-from simagent.worker.containers import open_the_way
 from simagent.worker.drain import DrainFile
 from simagent.worker.entries import Entries
 from simagent.worker.entry import EntryHold
@@ -29,6 +28,7 @@ from simagent.worker.orders import Detached, Interrupted
 from simagent.worker.registration import Registration
 from simagent.worker.sharing import verify
 from simagent.worker.threads import CoreThread, Threads
+from simagent.worker.users import open_the_way
 
 _TICK = 1.0
 _HELPERS_WITHIN = 1.0

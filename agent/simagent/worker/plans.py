@@ -1,6 +1,5 @@
 """What a step is: the spec's command, made into a plan that needs no agent."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from simagent.worker.context import Context
 from simagent.worker.cores import Layout, has_all_cpus, lay_out
 from simagent.worker.hybrid import is_hybrid
 from simagent.worker.journal import Journal, Place
+from simagent.worker.users import variables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +64,11 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> Planne
     run = _Launched(argv=argv, shown=argv, env=env)
     if command.mpi is not None:
         run = _launch(ctx, spec, journal, number, run)
+    user = None if contained else journal.entry.user
     if contained:
         inherited = {"HOME": HOME}
     else:
-        passed = ctx.settings.pass_env
-        inherited = {name: os.environ[name] for name in passed if name in os.environ}
+        inherited = variables(ctx.settings.pass_env, user, journal.tmp)
     folder = None if run.over is None else run.over.folder
     step = StepPlan(
         folder=journal.steps,
@@ -84,6 +84,7 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> Planne
         limits=limits,
         sandbox=_sandbox(spec, journal, run, folder) if contained else None,
         launch=run.launch,
+        user=user,
     )
     return Planned(step=step, shown=run.shown, over=run.over)
 

@@ -91,7 +91,9 @@ class Doors:
         """
         plan = self._step_plan
         user = self._journal.entry.user or (os.geteuid(), os.getegid())
-        self._over.folder.parent.mkdir(mode=0o711, exist_ok=True)
+        above = self._over.folder.parent
+        above.mkdir(exist_ok=True)
+        above.chmod(0o711)  # whatever the umask: mpirun may be another user's
         launch.lay(self._over.folder, uid=user[0], gid=user[1], files=self._over.files)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         broker.write_plan(self._folder, self._over.folder, dict(self._peers()))
