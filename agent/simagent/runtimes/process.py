@@ -322,7 +322,7 @@ def _other_user(plan: StepPlan) -> tuple[int, int] | None:
     user = plan.user if box is None else (box.uid, box.gid)
     if user is None or os.geteuid() != 0 or user[0] == 0:
         return None
-    return plan.sandbox.uid, plan.sandbox.gid
+    return user
 
 
 def _step_exit(record: dict[str, Any], plan: StepPlan) -> StepExit:

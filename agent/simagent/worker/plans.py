@@ -65,10 +65,8 @@ def plan_step(ctx: Context, spec: Spec, journal: Journal, number: int) -> Planne
     if command.mpi is not None:
         run = _launch(ctx, spec, journal, number, run)
     user = None if contained else journal.entry.user
-    if contained:
-        inherited = {"HOME": HOME}
-    else:
-        inherited = variables(ctx.settings.pass_env, user, journal.tmp)
+    own = variables(ctx.settings.pass_env, user, journal.tmp)
+    inherited = {"HOME": HOME} if contained else own
     folder = None if run.over is None else run.over.folder
     step = StepPlan(
         folder=journal.steps,
