@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simagent.client import Tasks
-from simagent.config import Config, load_config
+from simagent.config import Config
+from simagent.config_load import load_config
 from simagent.domain.spec import Spec
-from simagent.wiring import open_tasks
+from simagent.wiring.tasks import open_tasks
 
 STARTUP_SECONDS = 30.0
 

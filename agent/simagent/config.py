@@ -1,47 +1,27 @@
 """The configuration: each field declared once, from flag > SIMAGENT_* > agent.toml > default."""
 
 import os
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
 )
 
 from simagent.config_mpi import MpiSettings
+from simagent.config_sources import TomlFile, at_home
 from simagent.config_urls import check_endpoint, check_queue, check_store
 from simagent.domain.ids import check_name
 from simagent.domain.quantities import Bytes, Seconds
 from simagent.domain.spec import ImageName, Name, Tag
 from simagent.domain.times import Times
 
-SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
-
-_PREFIX = "SIMAGENT_"
-_NO_SETTINGS = {
-    "CONFIG",
-    "DEBUG",
-    "TASK_ID",
-    "EPOCH",
-    "ARRAY_INDEX",
-    "ARRAY_SIZE",
-    "ENTRY",
-    "RESTART",
-}
-"""Of the command line, and of tasks, from within which it may be called."""
-_NO_SETTINGS_BEGIN = ("TEST_", "FAULTS_", "CHAOS_")
-"""Of the project's own tests."""
-
-
-_TABLES: Mapping[str, type[BaseModel]] = {"times": Times, "mpi": MpiSettings}
+PREFIX = "SIMAGENT_"
+"""Of the variables of the environment that are settings."""
 
 
 class ConfigError(Exception):
@@ -56,13 +36,6 @@ def default_state_dir() -> Path:
     return Path(data).expanduser() / "simagent"
 
 
-def _at_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from None
-
-
 def _no_credentials(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name.startswith("AWS_"):
@@ -73,23 +46,12 @@ def _no_credentials(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-class _TomlFile(TomlConfigSettingsSource):
-    """A file of settings: the paths in it are relative to its folder."""
-
-    def __call__(self) -> dict[str, Any]:
-        fields = super().__call__()
-        folder, file = fields.get("state_dir"), self.toml_file_path
-        if isinstance(folder, str) and isinstance(file, Path):
-            fields["state_dir"] = file.absolute().parent / _at_home(Path(folder))
-        return fields
-
-
 class Config(BaseSettings):
     """Everything that can be set, for the agent and for its clients."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    state_dir: Annotated[Path, AfterValidator(_at_home)] = Field(
+    state_dir: Annotated[Path, AfterValidator(at_home)] = Field(
         default_factory=default_state_dir, description="Where the agent keeps its own files."
     )
     queue: Annotated[str, AfterValidator(check_queue)] | None = Field(
@@ -104,7 +66,7 @@ class Config(BaseSettings):
     sqs_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         None, description="URL of an SQS-compatible server; default: that of AWS."
     )
-    sqs_ca_bundle: Annotated[Path, AfterValidator(_at_home)] | None = Field(
+    sqs_ca_bundle: Annotated[Path, AfterValidator(at_home)] | None = Field(
         None, description="File with the certificates to trust for SQS."
     )
     s3_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
@@ -117,7 +79,7 @@ class Config(BaseSettings):
         None,
         description="Name the bucket in the path, not the host; default: where s3_endpoint is set.",
     )
-    s3_ca_bundle: Annotated[Path, AfterValidator(_at_home)] | None = Field(
+    s3_ca_bundle: Annotated[Path, AfterValidator(at_home)] | None = Field(
         None, description="File with the certificates to trust for S3."
     )
     s3_kms_key: str | None = Field(
@@ -270,67 +232,5 @@ class Config(BaseSettings):
         return (
             init_settings,
             env_settings,
-            _TomlFile(settings_cls, settings_cls.model_config.get("toml_file")),
+            TomlFile(settings_cls, settings_cls.model_config.get("toml_file")),
         )
-
-
-def load_config(path: Path | None = None, **flags: Any) -> Config:
-    """Read the configuration; ``flags`` that are None do not count. Raises `ConfigError`."""
-    try:
-        path = path and _at_home(path)
-    except ValueError as error:
-        raise ConfigError(f"config: {error}") from None
-    if path is not None and not path.is_file():
-        raise ConfigError(f"config: {path} does not exist")
-    chosen = path or (SYSTEM_CONFIG if os.geteuid() == 0 and SYSTEM_CONFIG.is_file() else None)
-
-    class FromFile(Config):
-        model_config = SettingsConfigDict(toml_file=chosen)
-
-    mistakes = list(_unknown_variables())
-    try:
-        config = FromFile(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        mistakes += _explain(error)
-    except SettingsError as error:
-        mistakes.append(_unreadable(error))
-    except (OSError, ValueError) as error:
-        mistakes.append(f"{chosen}: {error}")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return config
-
-
-def _unknown_variables() -> Iterator[str]:
-    """Yield a line for each SIMAGENT_* variable that would go unheeded."""
-    known = {name.upper() for name in Config.model_fields} | _NO_SETTINGS
-    for variable in sorted(os.environ):
-        if not variable.upper().startswith(_PREFIX):
-            continue
-        name = variable.upper().removeprefix(_PREFIX)
-        if name not in known and not name.startswith(_NO_SETTINGS_BEGIN):
-            similar = get_close_matches(name, known, n=1)
-            yield f"{variable}: unknown setting: " + (
-                f"did you mean {_PREFIX}{similar[0]}?" if similar else "unset it"
-            )
-
-
-def _unreadable(error: SettingsError) -> str:
-    """Name the variable that is no JSON, where that is what is wrong."""
-    name = str(error).partition('"')[2].partition('"')[0]
-    variable = f"{_PREFIX}{name.upper()}"
-    if variable not in os.environ:
-        return str(error)
-    return f"{variable}: {os.environ[variable]!r} is not JSON, as lists and tables have to be"
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    """Yield a line for each mistake: the setting, what is wrong with it, the fix."""
-    for detail in error.errors():
-        path = [str(part) for part in detail["loc"]]
-        text = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            model = _TABLES.get(path[0], Config) if path[1:] else Config
-            similar = get_close_matches(path[-1], model.model_fields, n=1)
-            text = f"unknown setting: {f'did you mean {similar[0]}?' if similar else 'remove it'}"
-        yield f"{'.'.join(path)}: {text}"

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from simagent.client import Tasks
-from simagent.config import Config, load_config
+from simagent.config import Config
+from simagent.config_load import load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
-from simagent.wiring import open_agent, open_context, open_tasks
+from simagent.wiring.agent import open_agent, open_context
+from simagent.wiring.tasks import open_tasks
 from simagent.worker.context import Context
 from simagent.worker.identity import alone_on
 from simagent.worker.loop import Agent

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 from fakes.faults import CUT, DROP, LOST_ANSWER, UNAVAILABLE, Fault, Faults, FaultyStore, delay
 from simagent.cli.agentlog import to_stderr
-from simagent.config import load_config
+from simagent.config_load import load_config
 from simagent.domain.images import ImageRef
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock, Waitable
@@ -34,7 +34,7 @@ from simagent.ports.images import Image, Images, KeptImage, Progress
 from simagent.ports.queue import Message, Queue, QueueUnavailableError
 from simagent.ports.runtime import Runtime, Step, StepPlan
 from simagent.ports.store import Blob, Body, Entry, Store, StoreUnavailableError
-from simagent.wiring import open_context
+from simagent.wiring.agent import open_context
 from simagent.worker import journal as journals
 from simagent.worker.context import Context
 from simagent.worker.control import Looks

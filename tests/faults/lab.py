@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 from fakes.rig import TIMES as RIG_TIMES
 from fakes.rig import Rig
 from faults.recorder import Recorder, Watch, engines_of
-from simagent.config import Config, load_config
+from simagent.config import Config
+from simagent.config_load import load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State

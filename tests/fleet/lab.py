@@ -14,7 +14,8 @@ from fakes.s3 import Bucket
 from faults.lab import TIMES, Lab, Stopwatch
 from faults.mirror import Servers
 from faults.proxy import STALL, Proxy, Rule
-from simagent.config import Config, load_config
+from simagent.config import Config
+from simagent.config_load import load_config
 from simagent.domain.ids import new_id
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec

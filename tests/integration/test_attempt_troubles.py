@@ -20,7 +20,7 @@ from simagent.ports.clock import SystemClock, Waitable, Wake
 from simagent.ports.runtime import Step, StepExit, StepPlan
 from simagent.ports.store import StoreForbiddenError
 from simagent.runtimes.process import ProcessRuntime
-from simagent.wiring import open_context
+from simagent.wiring.agent import open_context
 from simagent.worker.attempt import AttemptRun
 from simagent.worker.context import Context
 from simagent.worker.orders import Detached, Preempted
@@ -101,8 +101,8 @@ class BadStep:
     def stop(self, grace: float) -> None:
         self._good.stop(grace)
 
-    def signal(self, number: int) -> None:
-        self._good.signal(number)
+    def signal(self, number: int) -> bool:
+        return self._good.signal(number)
 
     def pids(self) -> list[int]:
         return self._good.pids()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simagent.cli.cluster_check import ClusterCheck, kept_check
-from simagent.config import load_config
+from simagent.config_load import load_config
 from simagent.domain import keys
 from simagent.domain.cluster import Member
 from simagent.engines import open_store

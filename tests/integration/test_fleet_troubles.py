@@ -18,7 +18,7 @@ from fakes.rig import Rig
 from fakes.s3 import Bucket
 from fakes.s3_answers import S3Answers
 from fakes.sqs_answers import SqsAnswers
-from simagent.config import load_config
+from simagent.config_load import load_config
 from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailableError
 from simagent.ports.store import (
     StoreError,
@@ -31,7 +31,7 @@ from simagent.queues.sqs_calls import SqsCalls
 from simagent.queues.sqs_setup import create_queue
 from simagent.stores.s3 import S3Store
 from simagent.stores.s3_calls import Access
-from simagent.wiring import open_context
+from simagent.wiring.agent import open_context
 from simagent.worker.identity import alone_on
 
 HOUR = 3600.0

@@ -30,7 +30,7 @@ from simagent.domain.spec import Spec
 from simagent.domain.state import Kill, Status
 from simagent.ports.clock import SystemClock, Waitable, Wake
 from simagent.telemetry.timeline import Timeline
-from simagent.wiring import open_context
+from simagent.wiring.agent import open_context
 from simagent.worker.context import Context
 from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.gathering import _judge, gather, remove_strays, scatter

@@ -15,7 +15,7 @@ from simagent.domain.keys import TaskKeys, open_marker
 from simagent.domain.spec import Spec
 from simagent.domain.state import Lease, State, Status
 from simagent.ports.clock import SystemClock, Wake
-from simagent.wiring import open_context
+from simagent.wiring.agent import open_context
 from simagent.worker.attempt import AttemptRun
 from simagent.worker.choice import NoRuntimeError, choose
 from simagent.worker.context import Context

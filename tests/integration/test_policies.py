@@ -23,7 +23,8 @@ from simagent.cli.policies import policy
 from simagent.client.agents import Agents
 from simagent.client.calls import Calls
 from simagent.client.listing import Wanted
-from simagent.config import Config, load_config
+from simagent.config import Config
+from simagent.config_load import load_config
 from simagent.domain import keys
 from simagent.domain.cluster import Head
 from simagent.domain.fleet import Heartbeat

@@ -19,7 +19,7 @@ from fakes.certificates import certificate, serving
 from fakes.clock import FakeClock
 from fakes.s3 import Bucket
 from fakes.sqs_answers import SqsAnswers
-from simagent.config import load_config
+from simagent.config_load import load_config
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Outputs
 from simagent.domain.state import Output

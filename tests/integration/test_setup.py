@@ -11,7 +11,8 @@ from fakes.cli import Cli
 from fakes.s3_answers import S3Answers
 from fakes.sqs import client as sqs_client
 from simagent.cli.policies import ROLES, policy
-from simagent.config import Config, load_config
+from simagent.config import Config
+from simagent.config_load import load_config
 from simagent.engines import set_up_queues, set_up_store, try_queue
 from simagent.ports.setup import Finding, Way
 from simagent.stores.s3_calls import Access, connect

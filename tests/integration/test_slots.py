@@ -18,7 +18,7 @@ from simagent.ports.clock import Wake
 from simagent.ports.store import Body, Entry
 from simagent.queues.sqs_setup import create_queue
 from simagent.stores.directory import DirectoryStore
-from simagent.wiring import open_context
+from simagent.wiring.agent import open_context
 from simagent.worker.context import Context
 from simagent.worker.identity import alone_on
 from simagent.worker.journal import Journal

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from simagent.config import ConfigError, load_config
+from simagent.config import ConfigError
+from simagent.config_load import load_config
 from simagent.engines import open_queue, open_store
 
 

@@ -41,16 +41,16 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "telemetry": BASE,
     "worker": CORE,
     "client": CORE,
-    "config": BASE | {"config_mpi", "config_urls"},
+    "config": BASE | {"config_mpi", "config_sources", "config_urls"},
+    "config_load": BASE | {"config", "config_mpi", "config_sources"},
     "config_mpi": frozenset({"domain"}),
+    "config_sources": frozenset(),
     "config_urls": frozenset(),
     "engines": BASE | {"queues", "stores", "config"},
-    "wiring_head": CORE | {"worker", "config"},
-    "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines", "wiring_head"},
-    "api": CORE | {"client", "config", "wiring"},
+    "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines"},
+    "api": CORE | {"client", "config", "config_load", "wiring"},
     "cli": CORE
-    | {"worker", "client", "config", "engines", "wiring", "api"}
-    | {"mpi_probe", "wiring_head"},
+    | {"worker", "client", "config", "config_load", "engines", "wiring", "api", "mpi_probe"},
     "__main__": frozenset({"cli"}),
 }
 

@@ -10,7 +10,8 @@ import pytest
 from fakes.aws import Moto
 from fakes.sqs import ListedQueue, client, count, make_queue
 from fakes.sqs_answers import SqsAnswers
-from simagent.config import ConfigError, load_config
+from simagent.config import ConfigError
+from simagent.config_load import load_config
 from simagent.engines import open_queue, try_queue
 from simagent.ports.clock import SystemClock, Wake
 from simagent.ports.queue import Message, Queue, QueueRefusedError, QueueUnavailableError

@@ -17,11 +17,12 @@ from simagent.client.calls import Notice, log_notice
 from simagent.client.errors import ClientError, UsageError
 from simagent.client.listing import Wanted as Listable
 from simagent.client.tasks import Tasks
-from simagent.config import Config, load_config
+from simagent.config import Config
+from simagent.config_load import load_config
 from simagent.domain.spec import Spec
 from simagent.domain.state import Status
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_tasks
+from simagent.wiring.tasks import open_tasks
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -18,7 +18,7 @@ from simagent.engines import open_store
 from simagent.ledger import Ledger
 from simagent.ports.clock import Clock, SystemClock, Wake
 from simagent.ports.store import StoreError
-from simagent.wiring_head import wanted_hosts
+from simagent.wiring.head import wanted_hosts
 from simagent.worker.roster import LOOK_EVERY, Roster
 
 _AGAIN = 600.0

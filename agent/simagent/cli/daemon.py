@@ -18,7 +18,8 @@ from simagent.cli.leaving import INTERRUPTED, leave
 from simagent.cli.text import say
 from simagent.config import Config, ConfigError
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_agent, open_member
+from simagent.wiring.agent import open_agent
+from simagent.wiring.member import open_member
 from simagent.worker.identity import Occupant, alone_on
 from simagent.worker.orders import Detached, Interrupted, Preempted
 

@@ -22,7 +22,7 @@ from simagent.engines import open_store, try_queue
 from simagent.ports.queue import QueueError
 from simagent.ports.runtime import Runtime
 from simagent.ports.store import StoreError
-from simagent.wiring import find_cgroups, open_runtimes
+from simagent.wiring.machine import find_cgroups, open_runtimes
 from simagent.worker.choice import CONTAINERS
 from simagent.worker.containers import task_user
 from simagent.worker.disk import free_bytes

@@ -22,8 +22,8 @@ from simagent.domain.cluster import SHOWS_EVERY, Head, Member
 from simagent.engines import open_store
 from simagent.ledger import CorruptError, Ledger, TooNewError
 from simagent.ports.store import StoreError
-from simagent.wiring import open_launchers
-from simagent.wiring_head import wanted_hosts
+from simagent.wiring.head import wanted_hosts
+from simagent.wiring.machine import open_launchers
 from simagent.worker.address import AddressError, own_address
 from simagent.worker.cores import physical_cores
 

@@ -12,7 +12,7 @@ from simagent.client import ClientError, UsageError
 from simagent.config import Config
 from simagent.domain.images import ImageKind, ImageRef, parse_image
 from simagent.ports.images import ImageError, Images, KeptImage
-from simagent.wiring import open_images, open_runtimes
+from simagent.wiring.machine import open_images, open_runtimes
 from simagent.worker.choice import CONTAINERS, NoRuntimeError, choose_for
 from simagent.worker.journal import Journals
 

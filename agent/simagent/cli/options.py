@@ -82,7 +82,7 @@ def command(
 def _config(before: Mapping[str, Any], after: Mapping[str, Any]) -> "Config":
     """Read the configuration; an option after the command's name outweighs the one before it."""
     from simagent.cli.agentlog import warnings_to_stderr
-    from simagent.config import load_config
+    from simagent.config_load import load_config
 
     warnings_to_stderr()
     flags = {n: before.get(n) if value is None else value for n, value in after.items()}

@@ -20,7 +20,8 @@ from simagent.cli.text import coloured, put, say
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_agent, open_launchers, open_runtimes
+from simagent.wiring.agent import open_agent
+from simagent.wiring.machine import open_launchers, open_runtimes
 from simagent.worker.capacity import lacking, refusal
 from simagent.worker.identity import Occupant, StateFolderInUseError, alone_on, holder_of
 from simagent.worker.journal import Journals

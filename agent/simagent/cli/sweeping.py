@@ -9,7 +9,7 @@ from simagent.cli.text import put, put_json
 from simagent.config import Config
 from simagent.domain.times import Times
 from simagent.ports.clock import SystemClock
-from simagent.wiring import open_sweeper
+from simagent.wiring.agent import open_sweeper
 from simagent.worker.sweep import Swept
 
 

@@ -13,25 +13,23 @@ from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.capacity import refusal
-from simagent.worker.caretaker import Caretaker
 from simagent.worker.choice import Refusal
+from simagent.worker.companions import start_companions
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.gathering import remove_strays
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
-from simagent.worker.notices import NoticeWatch
+from simagent.worker.housekeeping import House
 from simagent.worker.notify import Notifier
 from simagent.worker.orders import Detached, Interrupted
 from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
-from simagent.worker.recovery import recover, stop_leftovers
+from simagent.worker.recovery import stop_leftovers
 from simagent.worker.refusals import Refusals
 from simagent.worker.slots import Slots
-from simagent.worker.span import keep_alive
-from simagent.worker.sweep import Sweeper
-from simagent.worker.threads import CoreThread, Threads
+from simagent.worker.threads import Threads
 
 _BATCH = 200
 _TICK = 10.0
@@ -75,29 +73,31 @@ class Agent:
             remove_strays(ctx, self._unsettled)
         self._slots = Slots(ctx, self._threads, slots, self._unsettled, self._changed)
         self._line = Line(ctx.clock, ctx.times)
-        self._judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
+        judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
         self._heart = Heart(ctx, self._doing) if in_fleet else None
         self._refusals = Refusals(ctx) if in_fleet else None
         self._reception = Reception(
             ctx,
-            self._judge,
+            judge,
             self._slots.start,
             self._unsettled.append,
             self._refusals,
             share=self._slots.share,
             line=self._line,
         )
-        self._sweeper = Sweeper(
-            ctx.ledger,
-            ctx.queue,
-            ctx.clock,
-            ctx.times,
-            self._judge,
-            group=ctx.settings.group,
-            refusals=self._refusals,
-        )
         self._store = Health(ctx.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK)
         self._queue = Health(ctx.clock, lost=Event.QUEUE_LOST, back=Event.QUEUE_BACK)
+        self._house = House(
+            ctx,
+            judge,
+            self._reception,
+            slots=self._slots,
+            line=self._line,
+            refusals=self._refusals,
+            unsettled=self._unsettled,
+            store=self._store,
+            queue=self._queue,
+        )
         self._notifier = Notifier()
 
     # --- Asked for from outside, also by signal handlers --------------------------------------
@@ -133,7 +133,15 @@ class Agent:
             limits=identity.machine.get("limits"),
         )
         self._notifier.ready()
-        helpers = self._start_helpers()
+        helpers = start_companions(
+            self._ctx,
+            self._threads,
+            self._ended,
+            drain=self._drain_file,
+            heart=self._heart,
+            changed=self.poke,
+            leave=self.interrupt,
+        )
         try:
             while not self._turn():
                 self._notifier.alive()
@@ -148,24 +156,6 @@ class Agent:
             self._leave()
             for thread in helpers:
                 thread.join(_HELPERS_WITHIN)
-
-    def _start_helpers(self) -> list[CoreThread]:
-        """Start what goes on beside the loop; give the threads whose end is waited for, shortly."""
-        drain = self._drain_file
-        if drain is not None:
-            watch = partial(drain.watch, self._ctx.clock, self._ended, self.poke)
-            self._threads.start("drain", watch)
-        if self._ctx.cloud is not None:
-            notices = NoticeWatch(self._ctx.cloud, self._ctx.clock, self.interrupt)
-            self._threads.start("notices", partial(notices.run, self._ended))
-        if self._ctx.images:
-            self._threads.start("caretaker", partial(_caretaker(self._ctx).run, self._ended))
-        shown = {"heartbeat": self._heart, "head": self._ctx.head}
-        return [
-            self._threads.start(name, partial(it.run, self._ended))
-            for name, it in shown.items()
-            if it is not None
-        ]
 
     @property
     def _closing(self) -> bool:
@@ -182,7 +172,7 @@ class Agent:
         self._slots.keep_bells()
         if self._order is not None:
             return True
-        self._keep_house()
+        self._house.keep(self._takes, closing=self._closing)
         busy = bool(self._slots or self._unsettled)
         if self._closing:
             self._notifier.status(f"draining, {len(self._slots)} tasks run")
@@ -199,47 +189,10 @@ class Agent:
             return False
         return not self._take_next(busy=busy) and self._until_empty and not busy and self._empty()
 
-    def _keep_house(self) -> None:
-        """Settle journals, judge suspects, sweep: whatever needs the store, and is due."""
-        for journal in self._unsettled:
-            keep_alive(self._ctx, journal)
-        if self._store.paused:
-            return
-        if self._refusals is not None:
-            self._refusals.watch()
-        suspects = self._judge.suspects.due()
-        probe = self._store.failing
-        used = probe or bool(self._unsettled or suspects)
-        with self._queue.watch(QueueError, proof=False), self._store.watch(StoreError, proof=used):
-            if probe:
-                self._ctx.ledger.markers(self._ctx.settings.group, after="", limit=1)
-            self._settle()
-            for task, receipt in suspects:
-                self._reception.reconsider(task, receipt, free=self._takes(task))
-            if self._slots.free and not self._closing:
-                for task, receipt in self._line.again(self._slots.ended):
-                    self._reception.reconsider(task, receipt, free=self._takes(task))
-            if self._sweeper.due() and not self._closing:
-                self._sweeper.sweep_if_due()
-        before = self._ctx.clock.wall() - self._ctx.times.set_aside_keep
-        self._ctx.journals.expire(before=before, agent=self._ctx.identity.agent)
-
     def _takes(self, task: TaskKeys) -> bool:
         """Tell whether a task would be taken that asks for no more than there is."""
         wanted = self._only in (None, task) and self._line.kept_for() in (None, task)
         return wanted and self._slots.free and not self._closing
-
-    def _settle(self) -> None:
-        while self._unsettled:
-            journal = self._unsettled[-1]
-            try:
-                recovered = recover(self._ctx, journal)
-            except OSError as error:
-                log.warning("restart not written down", path=str(journal.folder), error=str(error))
-                return  # the disk is full or broken: at the next turn again
-            self._unsettled.pop()
-            if recovered is not None:
-                self._slots.start(journal, *recovered)
 
     def _take_only(self, task: TaskKeys) -> bool:
         """Run the one task, beside what an earlier agent left; True when it has ended."""
@@ -332,17 +285,3 @@ class Agent:
         order = self._order or Detached("the agent stops")
         self._slots.leave(order)
         log.info(Event.AGENT_STOPPED, reason=str(order))
-
-
-def _caretaker(ctx: Context) -> Caretaker:
-    return Caretaker(
-        clock=ctx.clock,
-        journals=ctx.journals,
-        runtimes=ctx.runtimes,
-        images=ctx.images,
-        marks=ctx.settings.marks,
-        prefetch=ctx.settings.prefetch,
-        containers=ctx.settings.containers,
-        min_free=ctx.settings.min_free,
-        free=ctx.free_bytes,
-    )

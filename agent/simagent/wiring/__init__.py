@@ -1,0 +1,1 @@
+"""The only place that makes what works together, from the configuration."""

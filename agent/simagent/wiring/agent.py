@@ -1,0 +1,78 @@
+"""Makes the agent of this machine, and the sweeper of its group."""
+
+from dataclasses import replace
+
+from simagent.clouds.choice import choose, facts
+from simagent.config import Config
+from simagent.domain.keys import TaskKeys
+from simagent.engines import open_queue, open_store, tell_of_store
+from simagent.ledger import Ledger
+from simagent.ports.clock import SystemClock
+from simagent.wiring.head import open_head
+from simagent.wiring.machine import open_cgroups, open_images, open_launchers, open_runtimes
+from simagent.wiring.settings import settings
+from simagent.worker.context import Context
+from simagent.worker.drain import DrainFile
+from simagent.worker.former import end_membership
+from simagent.worker.identity import identify
+from simagent.worker.journal import Journals
+from simagent.worker.loop import Agent
+from simagent.worker.receive import Judge
+from simagent.worker.sweep import Sweeper
+
+
+def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | None = None) -> Agent:
+    """Make the agent of this machine, on a state folder that is already held for it."""
+
+    drain = DrainFile(config.state_dir)
+    ctx = open_context(config)
+    former = config.state_dir.absolute() / "member"
+    if only is None and former.is_dir():
+        end_membership(ctx, former)
+    return Agent(
+        ctx,
+        slots=config.slots if only is None else 1,
+        until_empty=until_empty,
+        only=only,
+        drain=drain,
+        in_fleet=only is None,
+    )
+
+
+def open_context(config: Config) -> Context:
+    """Make all that the agent works with."""
+
+    cgroups = open_cgroups(config)
+    identity = identify(config.state_dir, config.agent)
+    cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
+    machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
+    journals = Journals(config.state_dir)
+    existing = not journals.empty
+    clock = SystemClock()
+    store = open_store(config, existing=existing, prove=True, told=tell_of_store)
+    # What it renews was claimed there.
+    lease_ledger = Ledger(open_store(config, existing=True, lease=True))
+    return Context(
+        ledger=Ledger(store),
+        lease_ledger=lease_ledger,
+        head=open_head(config, identity, Ledger(lease_ledger.store), clock),
+        queue=open_queue(config, config.group, prove=not existing),
+        clock=clock,
+        times=config.times,
+        identity=replace(identity, machine={**identity.machine, **machine}),
+        journals=journals,
+        runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
+        images=open_images(config, every=existing),
+        launchers=open_launchers(config),
+        settings=settings(config),
+        cloud=cloud,
+    )
+
+
+def open_sweeper(config: Config) -> Sweeper:
+    """Make what sweeps the group once; it judges for the whole group, not for this machine."""
+
+    ledger, clock = Ledger(open_store(config, prove=True)), SystemClock()
+    judge = Judge(ledger, clock, config.times, can_run=lambda _spec: None)
+    queue = open_queue(config, config.group)
+    return Sweeper(ledger, queue, clock, config.times, judge, group=config.group)

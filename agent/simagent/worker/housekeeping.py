@@ -1,0 +1,98 @@
+"""What an agent does between bells: whatever needs the store, and is due."""
+
+from collections.abc import Callable
+
+import structlog
+
+from simagent.domain.keys import TaskKeys
+from simagent.ports.queue import QueueError
+from simagent.ports.store import StoreError
+from simagent.worker.context import Context
+from simagent.worker.health import Health
+from simagent.worker.journal import Journal
+from simagent.worker.queueing import Line
+from simagent.worker.receive import Judge
+from simagent.worker.reception import Reception
+from simagent.worker.recovery import recover
+from simagent.worker.refusals import Refusals
+from simagent.worker.slots import Slots
+from simagent.worker.span import keep_alive
+from simagent.worker.sweep import Sweeper
+
+log = structlog.get_logger()
+
+
+class House:
+    """Settles the journals of earlier incarnations, judges suspects again, sweeps the group."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        judge: Judge,
+        reception: Reception,
+        *,
+        slots: Slots,
+        line: Line,
+        refusals: Refusals | None,
+        unsettled: list[Journal],
+        store: Health,
+        queue: Health,
+    ) -> None:
+        self._ctx = ctx
+        self._suspects = judge.suspects
+        self._reception = reception
+        self._slots = slots
+        self._line = line
+        self._refusals = refusals
+        self._unsettled = unsettled
+        self._store = store
+        self._queue = queue
+        self._sweeper = Sweeper(
+            ctx.ledger,
+            ctx.queue,
+            ctx.clock,
+            ctx.times,
+            judge,
+            group=ctx.settings.group,
+            refusals=refusals,
+        )
+
+    def keep(self, takes: Callable[[TaskKeys], bool], *, closing: bool) -> None:
+        """Do what is due.
+
+        ``takes`` tells of a task whether it would be taken; none is taken any more if ``closing``.
+        """
+        for journal in self._unsettled:
+            keep_alive(self._ctx, journal)
+        if self._store.paused:
+            return
+        if self._refusals is not None:
+            self._refusals.watch()
+        suspects = self._suspects.due()
+        probe = self._store.failing
+        used = probe or bool(self._unsettled or suspects)
+        with self._queue.watch(QueueError, proof=False), self._store.watch(StoreError, proof=used):
+            if probe:
+                self._ctx.ledger.markers(self._ctx.settings.group, after="", limit=1)
+            self._settle()
+            for task, receipt in suspects:
+                self._reception.reconsider(task, receipt, free=takes(task))
+            if self._slots.free and not closing:
+                for task, receipt in self._line.again(self._slots.ended):
+                    self._reception.reconsider(task, receipt, free=takes(task))
+            if self._sweeper.due() and not closing:
+                self._sweeper.sweep_if_due()
+        before = self._ctx.clock.wall() - self._ctx.times.set_aside_keep
+        self._ctx.journals.expire(before=before, agent=self._ctx.identity.agent)
+
+    def _settle(self) -> None:
+        while self._unsettled:
+            journal = self._unsettled[-1]
+            try:
+                recovered = recover(self._ctx, journal)
+            except OSError as error:
+                log.warning("restart not written down", path=str(journal.folder), error=str(error))
+                return  # the disk is full or broken: at the next turn again
+            self._unsettled.pop()
+            if recovered is not None:
+                self._slots.start(journal, *recovered)
