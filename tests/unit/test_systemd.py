@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "simagent.service"
-UNITS = sorted(path for path in FOLDER.iterdir() if path.suffix in (".service", ".slice"))
+UNITS = sorted(path for path in FOLDER.iterdir() if path.suffix in (".service", ".slice", ".timer"))
 
 pytestmark = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None,
