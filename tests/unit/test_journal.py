@@ -188,12 +188,36 @@ def test_a_corrupt_journal_is_set_aside(tmp_path: Path, data: bytes) -> None:
     assert logs[0]["error"]
 
 
-def test_a_newer_journal_is_set_aside(tmp_path: Path) -> None:
-    Journals(tmp_path).create(entry(format=2))
-    with capture_logs() as logs:
-        assert entries(tmp_path) == []
-    assert aside(tmp_path) == ["p.T1.1"]
-    assert "newer version" in logs[0]["error"]
+@pytest.mark.parametrize("rest", [{}, {"task": {"moved": "elsewhere"}, "attempt": None}])
+def test_a_newer_journal_stays_as_it_is(tmp_path: Path, rest: dict[str, object]) -> None:
+    journals = Journals(tmp_path)
+    journal = journals.create(
+        entry("Q1", 3, project="p.q", image="sha256:1", shared="/s/c/p.Q1.3.a")
+    )
+    path = journal.folder / "journal.json"
+    newer = json.dumps(json.loads(path.read_text()) | {"format": 2} | rest)
+    path.write_text(newer)
+    ended: list[Path] = []
+    assert list(journals.all(end=ended.append)) == []
+    (found,) = journals.newer()
+    assert (found.folder, found.task, found.epoch) == (journal.folder, TaskKeys("p.q", "Q1"), 3)
+    assert (found.image, found.shared) == ("sha256:1", "/s/c/p.Q1.3.a")
+    assert (found.entry is None) == bool(rest)
+    assert journals.handles() == {"sha256:1"}
+    assert not journals.empty
+    journals.expire(before=time.time() + 60, agent="a")
+    assert ended == []
+    assert aside(tmp_path) == []
+    assert path.read_text() == newer
+
+
+def test_only_journals_of_a_newer_version_are_taken_for_such(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    journals.create(entry())
+    (tmp_path / "attempts" / "notes.txt").write_text("?")
+    (tmp_path / "attempts" / "p.BAD.1").mkdir()
+    (tmp_path / "attempts" / "p.BAD.1" / "journal.json").write_text("[2]")
+    assert journals.newer() == []
 
 
 def test_a_folder_without_a_journal_is_removed(tmp_path: Path) -> None:

@@ -3,109 +3,36 @@
 One folder an attempt under ``attempts/``; its ``journal.json`` is replaced atomically and synced.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from simagent.domain.events import Event
-from simagent.domain.keys import TaskKeys
-from simagent.domain.reasons import Reason
-from simagent.domain.state import Attempt, Holder, Record, Status
-from simagent.ports.launcher import Host
 from simagent.transfer.removal import remove_tree
 from simagent.worker.disk import Reserve, is_no_space
 from simagent.worker.durable import sync_folder, write_durably
-from simagent.worker.shares import Share
+from simagent.worker.journal_entry import (
+    FORMAT,
+    NAME,
+    Entry,
+    NewerFormatError,
+    NewerJournal,
+    Place,
+    is_newer,
+    newer_journal,
+    read_entry,
+    read_fields,
+)
 
-FORMAT = 1
-_NAME = "journal.json"
+__all__ = ["ARTIFACTS", "FORMAT", "Entry", "Journal", "Journals", "Place"]
+
 ARTIFACTS = "work/output/artifacts"
 """Where, beneath an attempt's base, inputs are laid and commands start."""
 
 log = structlog.get_logger()
-
-
-class Place(Record):
-    """A host that ranks of an attempt run on; the first of them is the head.
-
-    ``agent`` is that of the host, ``slots`` are the ranks that it takes at most.
-    """
-
-    name: str
-    address: str
-    slots: int
-    agent: str
-
-    @property
-    def host(self) -> Host:
-        """The host as launchers see it."""
-        return Host(address=self.address, slots=self.slots)
-
-
-class Entry(Record):
-    """What the journal of one attempt says.
-
-    It is begun before the claim is written to the store, so whether the claim was applied is
-    only told by the task's state. Once ``outcome`` is set, the steps are over.
-    """
-
-    format: int = FORMAT
-    project: str
-    task: str
-    group: str
-    epoch: int
-    agent: str
-    incarnation: str
-    earlier: tuple[str, ...] = ()
-    """Incarnations whose lease may still stand in the state, while a restart takes it over."""
-    receipt: str | None = None
-    boot_id: str
-    steps_started: float | None = None
-    """Boot time at which the first step was about to start; the time limit counts from here."""
-    prepared: bool = False
-    """The inputs are laid and the snapshot of them is taken."""
-    attempt: Attempt
-    share: Share = Share()
-    """What of the machine was given to it."""
-    runtime: str = "process"
-    """What runs the steps, from the first one to the last."""
-    image: str | None = None
-    """The image they run in, by its handle."""
-    user: tuple[int, int] | None = None
-    """Whom they run as, in it or as programs of this host: user and group number; None: as the
-    agent."""
-    cluster: str | None = None
-    """The cluster whose head the agent is, where steps run on several of its hosts."""
-    hosts: tuple[Place, ...] = ()
-    """The hosts of these steps, the head first: chosen once, so that plans stay the same."""
-    shared: str | None = None
-    """Where the task's files lie: a folder that these hosts share."""
-    network: str | None = None
-    """What ranks use to reach those on other hosts, as ADDRESS/BITS."""
-    max_log_bytes: int | None = 10 * 10**9
-    """What is kept of each stream: what was configured when the attempt began."""
-    cut_at: Mapping[str, int] = {}
-    """What is kept of a stream that there was no room for in the store."""
-    stopping: Reason | None = None
-    """Why the running step was told to end."""
-    crashes: int = 0
-    """How often carrying the attempt on ended the agent."""
-    outcome: Status | None = None
-    reason: Reason | None = None
-
-    @property
-    def keys(self) -> TaskKeys:
-        """Where the task lies in the store."""
-        return TaskKeys(self.project, self.task)
-
-    @property
-    def holder(self) -> Holder:
-        """Who holds the task, by this journal."""
-        return Holder(agent=self.agent, incarnation=self.incarnation, epoch=self.epoch)
 
 
 class Journal:
@@ -183,13 +110,13 @@ class Journal:
         self._write(self.entry)
 
     def _write(self, entry: Entry) -> None:
-        write_durably(self.folder / _NAME, entry.model_dump_json(indent=1).encode())
+        write_durably(self.folder / NAME, entry.model_dump_json(indent=1).encode())
 
     def remove(self) -> None:
         """Forget the attempt: what others share, then the journal, then everything else of it."""
         if self.entry.shared is not None:
             remove_tree(self.base)
-        (self.folder / _NAME).unlink(missing_ok=True)
+        (self.folder / NAME).unlink(missing_ok=True)
         remove_tree(self.folder)
 
 
@@ -225,27 +152,38 @@ class Journals:
     def all(self, *, end: Callable[[Path], None] = lambda _folder: None) -> Iterator[Journal]:
         """Read every journal; set aside what cannot be read, remove what has none.
 
-        ``end`` ends what an attempt whose journal is lost still runs.
+        ``end`` ends what an attempt whose journal is lost still runs. Those of a `newer` version
+        stay as they are.
         """
         for folder in sorted(self.root.iterdir()):
             try:
-                yield Journal(folder, _read(folder))
+                yield Journal(folder, read_entry(folder))
+            except NewerFormatError:
+                continue
             except FileNotFoundError:
                 remove_tree(folder)
             except (OSError, ValueError, RecursionError) as error:
                 end(folder)
                 self.set_aside(folder, str(error).splitlines()[0])
 
+    def newer(self) -> list[NewerJournal]:
+        """List the attempts that a newer version of the agent began, which was here before."""
+        found = []
+        for folder in sorted(self.root.iterdir()):
+            with suppress(OSError, ValueError, RecursionError):
+                fields = read_fields(folder)
+                if is_newer(fields):
+                    found.append(newer_journal(folder, fields))
+        return found
+
     def handles(self) -> set[str]:
         """Give the handles of the images that attempts use."""
         found = set()
         for folder in self.root.iterdir():
-            try:
-                image = _read(folder).image
-            except (OSError, ValueError, RecursionError):
-                continue
-            if image is not None:
-                found.add(image)
+            with suppress(OSError, ValueError, RecursionError):
+                image = read_fields(folder).get("image")
+                if isinstance(image, str):
+                    found.add(image)
         return found
 
     def set_aside(self, folder: Path, why: str) -> None:
@@ -264,7 +202,7 @@ class Journals:
         """Yield the folders that hosts share of what was set aside."""
         for folder in self._aside.iterdir() if self._aside.exists() else ():
             with suppress(OSError, ValueError, RecursionError):
-                if (shared := _read(folder).shared) is not None:
+                if (shared := read_entry(folder).shared) is not None:
                     yield shared
 
     def expire(self, *, before: float, agent: str) -> None:
@@ -278,7 +216,7 @@ class Journals:
             if folder.lstat().st_mtime >= before:
                 continue
             with suppress(OSError, ValueError, RecursionError):
-                entry = _read(folder)
+                entry = read_entry(folder)
                 if entry.shared is not None and entry.agent == agent:
                     remove_tree(Path(entry.shared))
             if folder.is_dir() and not folder.is_symlink():
@@ -289,16 +227,9 @@ class Journals:
 
 def holds_attempt(folder: Path) -> bool:
     """Tell whether a folder is that of an attempt which is not over."""
-    return (folder / _NAME).exists()
+    return (folder / NAME).exists()
 
 
 def steps_folder(attempt: Path) -> Path:
     """Tell where the runtime keeps its records of an attempt."""
     return attempt / "steps"
-
-
-def _read(folder: Path) -> Entry:
-    entry = Entry.model_validate(json.loads((folder / _NAME).read_bytes()))
-    if entry.format > FORMAT:
-        raise ValueError(f"written in format {entry.format}, by a newer version")
-    return entry
