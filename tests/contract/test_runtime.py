@@ -183,6 +183,30 @@ def test_signals_reach_the_program(folder: Folder) -> None:
     assert b"got" in folder.out
 
 
+def test_a_signal_ends_none_that_has_no_use_for_it(folder: Folder) -> None:
+    trap = "trap 'echo got; exit 4' USR1; echo here; while :; do sleep 0.05; done"
+    step = runtime_of(folder).start(folder.plan("sh", "-c", f'sh -c "{trap}"; echo $?; {SLEEP}'))
+    until(lambda: folder.out)
+    assert step.signal(signal.SIGUSR1)
+    until(lambda: folder.out == b"here\ngot\n4\nhere\n")
+    assert not step.signal(signal.SIGUSR1)
+    assert step.wait(0.2) is None
+    step.stop(0)
+    assert step.wait(LIMIT) is not None
+
+
+def test_a_signal_goes_to_the_outermost_alone_that_heeds_it(folder: Folder) -> None:
+    inner = "trap 'echo inner' USR1; echo here; while :; do sleep 0.05; done"
+    outer = f"trap 'echo outer; exit 5' USR1; sh -c \"{inner}\" & echo here; while :; do wait; done"
+    step = runtime_of(folder).start(folder.plan("sh", "-c", outer))
+    until(lambda: folder.out == b"here\nhere\n")
+    assert step.signal(signal.SIGUSR1)
+    result = step.wait(LIMIT)
+    assert result is not None
+    assert result.exit_code == 5
+    assert folder.out == b"here\nhere\nouter\n"
+
+
 def test_nothing_outlives_its_step(folder: Folder) -> None:
     result = folder.run(folder.plan("sh", "-c", "setsid sleep 600 & echo here"))
     assert (result.exit_code, result.stopped) == (0, False)

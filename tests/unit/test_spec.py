@@ -406,8 +406,6 @@ def test_what_is_not_honoured_is_refused_by_name(field: str, value: object) -> N
 
 
 def test_what_is_not_honoured_within_a_part_is_refused_by_name() -> None:
-    (line,) = unsupported(spec(checkpoint={"paths": ["x"], "signal": "SIGUSR1"}))
-    assert line.startswith("checkpoint.signal: ")
     for name in ("gpus", "shm"):
         (line,) = unsupported(spec(resources={"cpus": 1, "memory": 1, "disk": 1, name: 1}))
         assert line.startswith(f"resources.{name}: ")

@@ -14,6 +14,7 @@ from simagent.domain.state import (
     OUTCOMES,
     Attempt,
     Checkpoint,
+    Counters,
     Holder,
     Judged,
     Kill,
@@ -55,9 +56,24 @@ def _require_mine(state: State, me: Holder) -> None:
 
 def limits_used(state: State, spec: Spec, *, lost: bool) -> bool:
     """Tell whether no further attempt is allowed, ``lost`` adding one for a dead holder."""
-    counters = state.counters
-    failures = counters.losses + counters.errors + (1 if lost else 0)
+    counters = _counted(state, lost=lost)
+    failures = counters.losses + counters.errors
     return failures >= spec.max_attempts or counters.preemptions > spec.max_preemptions
+
+
+def _counted(state: State, *, lost: bool) -> Counters:
+    """Count a dead holder: as preempted where it had time to say so, and none to give back."""
+    counters = state.counters
+    if not lost:
+        return counters
+    if _was_preempted(state):
+        return counters.with_(preemptions=counters.preemptions + 1)
+    return counters.with_(losses=counters.losses + 1)
+
+
+def _was_preempted(state: State) -> bool:
+    last = state.attempts[-1] if state.attempts else None
+    return last is not None and last.ended is None and last.reason is Reason.PREEMPTED
 
 
 def _with_attempt(state: State, attempt: Attempt) -> tuple[Attempt, ...]:
@@ -68,9 +84,11 @@ def _with_attempt(state: State, attempt: Attempt) -> tuple[Attempt, ...]:
 def _close_lost_attempt(state: State) -> tuple[Attempt, ...]:
     if not state.attempts or state.attempts[-1].ended is not None or state.lease is None:
         return state.attempts
-    lost = state.attempts[-1].with_(
-        reason=Reason.AGENT_LOST, message=f"agent {state.lease.agent} fell silent"
-    )
+    silent = f"agent {state.lease.agent} fell silent"
+    if _was_preempted(state):
+        silent = f"{state.attempts[-1].message}; {silent} before it had given the task back"
+    reason = Reason.PREEMPTED if _was_preempted(state) else Reason.AGENT_LOST
+    lost = state.attempts[-1].with_(reason=reason, message=silent)
     return (*state.attempts[:-1], lost)
 
 
@@ -131,7 +149,7 @@ def claim(state: State, *, judged: Judged, me: Holder, attempt: Attempt) -> Stat
         reason=None,
         message="",
         stderr_tail="",
-        counters=state.counters.with_(losses=state.counters.losses + (1 if lost else 0)),
+        counters=_counted(state, lost=lost),
         attempts=_with_attempt(state.with_(attempts=_close_lost_attempt(state)), attempt),
     )
 
@@ -142,26 +160,26 @@ def close(state: State, *, judged: Judged, spec: Spec, at: float) -> State:
         return state
     _require(state.judged == judged, "the task was changed since it was judged")
     lost = state.status in HELD
+    counted = _counted(state, lost=lost)
     if state.kill is not None:
         status, reason = Status.KILLED, Reason.KILLED
         message = f"killed by {state.kill.by}" + ("; its agent was lost" if lost else "")
     else:
         _require(limits_used(state, spec, lost=lost), "attempts are left")
         status = Status.ERROR
-        if lost or state.counters.preemptions <= spec.max_preemptions:
+        if counted.preemptions <= spec.max_preemptions:
             reason = Reason.AGENT_LOST if lost else Reason.AGENT_ERROR
             message = f"no attempt is left of {spec.max_attempts}"
         else:
             reason = Reason.MAX_PREEMPTIONS
             message = f"preempted more than {spec.max_preemptions} times"
-    losses = state.counters.losses + (1 if lost else 0)
     return state.with_(
         status=status,
         outcome=status,
         reason=reason,
         message=message,
         lease=None,
-        counters=state.counters.with_(losses=losses),
+        counters=counted,
         attempts=_close_lost_attempt(state),
         ended_at=at,
     )

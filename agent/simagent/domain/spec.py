@@ -197,12 +197,19 @@ class Resources(Part):
     shm: Bytes | None = Field(None, description="Bytes of /dev/shm.")
 
 
+def _short_name(value: object) -> object:
+    """Give a signal's name without the letters that all of them begin with."""
+    return value.upper().removeprefix("SIG") if isinstance(value, str) else value
+
+
 class Checkpoint(Part):
     """What a later attempt needs to go on where this one stopped."""
 
     paths: tuple[RelativePath, ...] = Field(min_length=1, description="Globs of the files.")
     every: Annotated[Seconds, Field(gt=0)] = Field(600.0, description="Seconds between uploads.")
-    signal: str | None = Field(None, description="Signal that makes the simulator write one.")
+    signal: Annotated[Literal["USR1", "USR2"], BeforeValidator(_short_name)] | None = Field(
+        None, description="Signal at which the simulator writes one, and goes on."
+    )
 
 
 class Watch(Part):

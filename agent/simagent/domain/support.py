@@ -23,8 +23,6 @@ def unsupported(spec: Spec) -> Iterator[str]:
         if getattr(spec, name) != Spec.model_fields[name].get_default(call_default_factory=True):
             yield f"{name}: unsupported by this version: remove it"
     yield from _in_containers(spec) if spec.image is not None else _on_the_host(spec)
-    if spec.checkpoint is not None and spec.checkpoint.signal is not None:
-        yield "checkpoint.signal: unsupported by this version: remove it"
     for number, command in enumerate(spec.commands):
         if command.mpi is not None and (command.mpi.hosts or 1) > 1 and spec.network == "none":
             yield (

@@ -154,8 +154,11 @@ class Step(Protocol):
         only shorten the grace.
         """
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the step's whole process tree."""
+    def signal(self, number: int) -> bool:
+        """Send a signal to those of the step's processes that have a use for it.
+
+        Those are the outermost ones that it does not end. Tells whether there were any.
+        """
 
     def pids(self) -> list[int]:
         """List the processes of the step's tree that run on this host."""

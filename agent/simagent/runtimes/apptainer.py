@@ -70,9 +70,9 @@ class ApptainerStep:
         """Ask for the end of the whole process tree: SIGTERM, ``grace`` seconds, SIGKILL."""
         self._step.stop(grace)
 
-    def signal(self, number: int) -> None:
-        """Send a signal to all processes in the container."""
-        self._step.signal(number)
+    def signal(self, number: int) -> bool:
+        """Send a signal to those in the container that have a use for it; tell of any."""
+        return self._step.signal(number)
 
     def pids(self) -> list[int]:
         """List the processes in the container, and those that keep it up."""

@@ -23,6 +23,7 @@ from simagent.runtimes.docker_exit import (
     read_exit,
 )
 from simagent.runtimes.docker_usage import Usage
+from simagent.runtimes.heeding import heeding
 
 _LOOK_EVERY = 0.5
 """Seconds between two looks for an engine that is away."""
@@ -100,17 +101,21 @@ class DockerStep:
                 shim.send(process, signal.SIGCONT)
         self._send_stop(deadline)
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the step's whole process tree.
+    def signal(self, number: int) -> bool:
+        """Send a signal to those of the step's processes that have a use for it; tell of any.
 
-        Where that cannot be seen from here, to the process group of its first process.
+        Where they cannot be seen from here, to the process group of the first one.
         """
         if self._over.is_set():
-            return
-        if sum([shim.send(process, number) for process in self._tree()]):
-            return
-        with suppress(EngineAwayError, EngineRefusedError):  # it has ended, or will be lost
+            return False
+        tree = self._tree()
+        if tree:
+            return sum([shim.send(process, number) for process in heeding(tree, number)]) > 0
+        try:
             self._engine.ask(lambda client: client.kill(self._name, signal=number))
+        except (EngineAwayError, EngineRefusedError):  # it has ended, or will be lost
+            return False
+        return True
 
     def pids(self) -> list[int]:
         """List the processes of the step's tree; none where they are not this host's to see."""

@@ -19,6 +19,7 @@ from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, poll_timeout
 from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan
 from simagent.runtimes import cgroups, records
+from simagent.runtimes.heeding import heeding
 from simagent.runtimes.leftovers import end_leftovers
 from simagent.runtimes.limits import cores, explain, rlimits
 
@@ -65,11 +66,12 @@ class ProcessStep:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._shim, signal.SIGTERM)
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the step's whole process tree."""
-        for process in self._tree():
-            if self._plan.sandbox is None or shim.inside(process):
-                shim.send(process, number)
+    def signal(self, number: int) -> bool:
+        """Send a signal to those of the step's processes that have a use for it; tell of any."""
+        tree = self._tree()
+        if self._plan.sandbox is not None and self._plan.launch is None:
+            tree = [process for process in tree if shim.inside(process)]
+        return sum([shim.send(process, number) for process in heeding(tree, number)]) > 0
 
     def pids(self) -> list[int]:
         """List the processes of the step's tree."""

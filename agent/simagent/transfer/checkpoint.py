@@ -173,16 +173,25 @@ def _empty(root: Path, path: str) -> None:
 
 
 def store_set(
-    store: Store, key: str, files: FileSet, *, retry: Retry, check: Callable[[], None]
+    store: Store,
+    key: str,
+    files: FileSet,
+    *,
+    retry: Retry,
+    check: Callable[[], None],
+    threads: int = 1,
 ) -> Stored:
-    """Pack a copied set and upload it, and read it back. ``check`` as in `copy`.
+    """Pack a copied set and upload it; read it back, unless the engine held it against checksums.
 
+    ``check`` is as in `copy`.
+
+    One thread gives way to what else runs, several do not.
     Raises what ``retry`` lets through, and `UnsettledError` where a copy is not what was copied.
     """
     packed: list[Archive] = []
 
     def body() -> Iterator[bytes]:
-        packed.append(Archive(files.members, threads=1, yields=lambda: True))
+        packed.append(Archive(files.members, threads=threads, yields=lambda: threads == 1))
         for chunk in packed[-1]:
             check()
             yield chunk
@@ -191,8 +200,10 @@ def store_set(
 
     def upload() -> Archive:
         check()
-        size, archive = store.upload(key, body).size, packed[-1]
-        if size != archive.size or _checksum(store, key, check) != archive.sha256:
+        entry = store.upload(key, body)
+        archive = packed[-1]
+        whole = entry.size == archive.size
+        if not whole or not (entry.checked or _checksum(store, key, check) == archive.sha256):
             raise StoreUnavailableError(f"{key} is not in the store as it was sent")
         return archive
 

@@ -100,10 +100,19 @@ class AttemptRun:
         )
         self._checkpoint = state.checkpoint
         self._checkpoints = (
-            Checkpoints(ctx, spec, journal, self.orders, state.checkpoint)
+            Checkpoints(
+                ctx,
+                spec,
+                journal,
+                self.orders,
+                state.checkpoint,
+                signal=self._steps.signal,
+            )
             if spec.checkpoint is not None
             else None
         )
+        if self._checkpoints is not None:
+            self._steps.save = self._checkpoints.save
         self._syncing = Syncing(ctx, spec, journal, threads)
         if state.kill is not None:
             self.orders.ask_kill(state.kill)
@@ -340,8 +349,13 @@ class AttemptRun:
             for step in steps
             if step.seconds is not None
         }
-        return self._journal.entry.attempt.with_(
+        attempt = self._journal.entry.attempt.with_(
             steps=steps,
             timings=self._timeline.as_dict() | ran,
             ran_seconds=sum(timing.seconds for timing in ran.values()) if ran else None,
         )
+        order = self.orders.interrupted
+        if isinstance(order, Preempted) and not self.finalizing:
+            # Where there is no time to give it back, others learn here that it was no loss.
+            return attempt.with_(reason=Reason.PREEMPTED, message=str(order))
+        return attempt

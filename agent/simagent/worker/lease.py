@@ -63,7 +63,8 @@ class Lease:
     def run(self) -> None:
         """Renew until `stop`, or until another is proven to hold the task."""
         wait = self._times.renew_every
-        while not self._clock.wait(wait, self._stop):
+        while not self._clock.wait(wait, self._stop, self._hurry) or not self._stop.is_set():
+            self._hurry.clear()
             try:
                 self.renew()
             except (SupersededError, NotFoundError) as error:
@@ -95,6 +96,10 @@ class Lease:
         if state.kill is not None:
             self._orders.ask_kill(state.kill)
         return state
+
+    def hurry(self) -> None:
+        """Renew at once: there is something to tell. Any thread may call it."""
+        self._hurry.set()
 
     def end_quietly(self) -> None:
         """Renew on, but do not take the task's own end for a loss."""

@@ -155,15 +155,20 @@ class Slots:
         for running in self._running:
             running.run.bell.keep()
 
-    def leave(self, order: Interrupted) -> None:
-        """Hand an order to the attempts, and give them time to obey."""
+    def give_back(self, order: Preempted) -> None:
+        """Have all that runs given back, while the agent goes on; returns at once."""
         for running in self._running:
             running.run.orders.interrupt(order)
+
+    def leave(self, order: Interrupted) -> None:
+        """Hand an order to the attempts, and give them time to obey."""
         settings, clock = self._ctx.settings, self._ctx.clock
         detached = isinstance(order, Detached)
         within = settings.stop_within if detached else settings.give_back_within
-        deadline = clock.now() + within
-        if order.until is not None:
-            deadline = min(deadline, order.until)
+        deadline = clock.now() + within if order.until is None else order.until
+        if isinstance(order, Preempted):
+            order.until = deadline  # each part of the work takes its share of the time
+        for running in self._running:
+            running.run.interrupt(order)
         for running in self._running:
             running.thread.join(max(0.0, deadline - clock.now()))

@@ -27,7 +27,7 @@ from simagent.worker.context import Context
 from simagent.worker.endings import Ending, Left, StepLostError, left_by
 from simagent.worker.journal import Journal
 from simagent.worker.judgement import LOST, StepJudge
-from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders
+from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders, Preempted
 from simagent.worker.plans import Planned, plan_step
 from simagent.worker.span import LOOK_EVERY, Doors
 from simagent.worker.strangers import RankWatch
@@ -67,6 +67,11 @@ class StepRunner:
         self._beside: Doors | None = None
         # Before this incarnation takes any itself.
         self._sampled_before = _modified(journal.metrics)
+        self.save: Callable[[Callable[[], bool]], None] = lambda _over: None
+        """Called before a step is ended as its machine goes away, with what tells that it is over.
+
+        It may take its time to keep what the step has to keep.
+        """
         self.left: Left | None = None
         """How the last command ended; None where none did, or nobody knows how."""
         self.records: tuple[StepRecord, ...] = ()
@@ -77,6 +82,11 @@ class StepRunner:
         """List the processes of the running step."""
         step = self._step
         return step.pids() if step is not None else []
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to those of the running step that heed it; tell whether there were any."""
+        step = self._step
+        return step is not None and step.signal(number)
 
     def samples(self) -> list[Sample]:
         """Take away the samples of the other hosts of the step since the last call."""
@@ -248,6 +258,9 @@ class StepRunner:
                 stopped = True
 
     def _leave(self, step: Step, doors: Doors | None, order: Interrupted) -> NoReturn:
+        if isinstance(order, Preempted):
+            self.save(lambda: step.wait(0.0) is not None)
+            order = self._orders.interrupted or order
         if isinstance(order, Detached):
             raise order
         grace = self._spec.grace
