@@ -1,7 +1,11 @@
-"""Small file systems, to be filled."""
+"""Small file systems, to be filled, and one that answers nothing."""
 
 import os
+import shutil
+import signal
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +37,34 @@ def _mounted(folder: Path, kind: str, options: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def stalled_disk(folder: Path) -> Iterator[Path]:
+    """Mount a file system on a folder, every call to which waits, as that of a dead file server.
+
+    Skips the test where the programs are missing, or FUSE is.
+    """
+    for program in ("mksquashfs", "squashfuse", "fusermount3"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing: make engines installs it")
+    with tempfile.TemporaryDirectory() as made:
+        image = Path(made, "image")
+        subprocess.run(["mksquashfs", folder, image, "-quiet"], capture_output=True, check=True)
+        server = subprocess.Popen(["squashfuse", "-f", image, folder], stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 10
+            while not os.path.ismount(folder) and server.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            if server.poll() is not None:
+                pytest.skip("machine: no file systems can be mounted by FUSE")
+            server.send_signal(signal.SIGSTOP)
+            yield folder
+        finally:
+            server.kill()
+            server.wait()
+            subprocess.run(["fusermount3", "-u", "-z", folder], check=False)
 
 
 def fill(folder: Path) -> Path:

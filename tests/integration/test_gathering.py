@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from fakes.disks import stalled_disk
 from fakes.hosts import member
 from fakes.rig import Rig
 from fakes.steps import until
@@ -31,13 +32,16 @@ from simagent.domain.state import Kill, Status
 from simagent.ports.clock import SystemClock, Waitable, Wake
 from simagent.telemetry.timeline import Timeline
 from simagent.wiring.agent import open_context
+from simagent.worker import shared
 from simagent.worker.context import Context
 from simagent.worker.endings import Ending, StepLostError
-from simagent.worker.gathering import _judge, gather, remove_strays, scatter
+from simagent.worker.gathering import _judge, gather, scatter
 from simagent.worker.head import Head, Leadership
 from simagent.worker.journal import Entry, Journal, Place
+from simagent.worker.loop import Agent
 from simagent.worker.orders import Orders
 from simagent.worker.spanning import on_hosts
+from simagent.worker.strays import Strays
 
 DIGEST = "sha256:" + "0" * 64
 IMAGE = f"docker://reg.example/i@{DIGEST}"
@@ -310,6 +314,58 @@ def test_folders_that_no_journal_knows_are_removed_but_those_of_others_are_not(l
     others = {"p.T.1.other-agent", f"p.T.1.other.{agent}"}
     for name in (f"p.OLD.1.{agent}", *others):
         (folder / name / "work").mkdir(parents=True)
-    remove_strays(lab.ctx, [kept])
+    Strays(lab.ctx).remove()
     names = {path.name for path in folder.iterdir()}
     assert names == {kept.base.name, aside.base.name, *others}
+
+
+def test_a_cluster_folder_of_another_user_is_not_used(lab: Lab) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("machine: only root can give files to another user")
+    (lab.shared / "c").mkdir()
+    os.chown(lab.shared / "c", 12345, -1)
+    with pytest.raises(StepLostError, match=r"c belongs to another user.*: remove it") as error:
+        lab.gather(lab.journal())
+    assert error.value.reason is Reason.MPI_HOST_LOST
+
+
+# --- A file server that does not answer ---------------------------------------------------------
+
+
+@pytest.fixture
+def stalled(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A shared folder that nothing can be done with any more."""
+    monkeypatch.setattr(shared, "WITHIN", 0.5)
+    monkeypatch.setattr(shared, "REMOVED_WITHIN", 0.5)
+    with stalled_disk(lab.shared) as made:
+        yield made
+
+
+@pytest.mark.usefixtures("stalled")
+def test_an_attempt_ends_where_the_file_server_does_not_answer(lab: Lab) -> None:
+    with pytest.raises(StepLostError, match=r"shared does not answer within 0.5 s: look after its"):
+        lab.gather(lab.journal())
+
+
+@pytest.mark.usefixtures("stalled")
+def test_strays_are_left_where_the_file_server_does_not_answer(lab: Lab) -> None:
+    with capture_logs() as logs:
+        Strays(lab.ctx).remove()
+    (told,) = (line for line in logs if line["event"] == "shared folder not looked through")
+    assert "does not answer" in told["error"]
+
+
+@pytest.mark.usefixtures("stalled")
+def test_a_journal_is_forgotten_where_the_file_server_does_not_answer(lab: Lab) -> None:
+    journal = lab.journal()
+    journal.remove()
+    assert not journal.folder.exists()
+
+
+@pytest.mark.usefixtures("stalled")
+def test_an_agent_starts_and_stops_where_the_file_server_does_not_answer(lab: Lab) -> None:
+    agent = Agent(lab.ctx, until_empty=True)
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()

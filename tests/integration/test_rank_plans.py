@@ -10,7 +10,7 @@ from fakes.rig import Rig
 from fakes.tasks import attempt
 from simagent.domain.spec import Spec
 from simagent.ports.runtime import StepPlan
-from simagent.wiring import open_context
+from simagent.wiring.agent import open_context
 from simagent.worker.context import Context
 from simagent.worker.journal import Entry
 from simagent.worker.plans import plan_step

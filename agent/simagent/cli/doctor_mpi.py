@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pwd
 import socket
+import stat
 import sys
 import time
 from collections import Counter
@@ -106,6 +107,10 @@ def _shared(config: Config) -> Check:
     if config.role == "head" and not os.access(folder, os.W_OK | os.X_OK):
         fix = f"chown it to uid {os.geteuid()}, or chmod 1777 {folder}"
         return Check("cluster folder", "missing", f"{folder} cannot be written to", fix)
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        text = f"in {folder} everybody may put files in the place of others'"
+        return Check("cluster folder", "note", text, f"chmod +t {folder}")
     return Check("cluster folder", "ok", f"{folder}, {_kind(folder)}")
 
 

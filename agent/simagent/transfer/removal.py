@@ -1,10 +1,13 @@
 """Removes folders that tasks have written to, and walks through them: however deep they are.
 
 What the standard library has for that calls itself for each level, and ends by RecursionError.
+
+``python -I -S removal.py FOLDER...`` removes some in a process of its own.
 """
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
@@ -87,3 +90,8 @@ def _open_up(folder: int) -> None:
     if os.geteuid() != 0:
         with suppress(OSError):
             os.fchmod(folder, _ALL)
+
+
+if __name__ == "__main__":
+    for _name in sys.argv[1:]:
+        remove_tree(Path(_name))

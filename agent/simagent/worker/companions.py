@@ -10,6 +10,7 @@ from simagent.worker.drain import DrainFile
 from simagent.worker.heartbeat import Heart
 from simagent.worker.notices import NoticeWatch
 from simagent.worker.orders import Preempted
+from simagent.worker.strays import Strays
 from simagent.worker.threads import CoreThread, Threads
 
 
@@ -35,6 +36,8 @@ def start_companions(
         threads.start("notices", partial(notices.run, ended))
     if ctx.images:
         threads.start("caretaker", partial(_caretaker(ctx).run, ended))
+    if ctx.head is not None:
+        threads.start("strays", partial(Strays(ctx).run, ended))
     shown = {"heartbeat": heart, "head": ctx.head}
     return [
         threads.start(name, partial(it.run, ended)) for name, it in shown.items() if it is not None

@@ -1,14 +1,10 @@
 """PREPARING on several hosts: they are tried, and given the image, before anything starts."""
 
-import fcntl
 import os
-import re
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+from contextlib import ExitStack, contextmanager
 
 import structlog
 
@@ -22,20 +18,18 @@ from simagent.domain.state import Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import StoreError
 from simagent.telemetry.timeline import Timeline
-from simagent.transfer.removal import remove_tree
 from simagent.worker.context import Context
 from simagent.worker.disk import is_no_space
 from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.head import Head, NotHeadError
 from simagent.worker.journal import Entry, Journal, Place
 from simagent.worker.orders import Orders
+from simagent.worker.shared import ForeignFolderError, StalledError, held
 from simagent.worker.spanning import pinned_image, shared_name
 
 _CHECK_WITHIN = 40.0
 _FETCH_WITHIN = 7200.0
 _AGAIN = 1.0
-_OPEN = 0o711
-"""Others pass through, as the ranks' user has to, and look at nothing."""
 _OF_THE_HOST = frozenset(
     {Reason.MPI_HOST_LOST, Reason.RUNTIME_FAILED, Reason.IMAGE_PULL, Reason.AGENT_ERROR}
 )
@@ -106,48 +100,22 @@ def _name(ctx: Context, head: Head, entry: Entry, orders: Orders) -> None:
 
 @contextmanager
 def _token(journal: Journal) -> Iterator[str]:
-    """Make the shared folder, with a token in it that is locked meanwhile. Raises OSError.
-
-    The lock is the whole process's (fcntl_locking(2)): it opens the file this once.
-    """
+    """Make the shared folder, with a token in it that is locked meanwhile. Raises OSError."""
     token = secrets.token_hex(16)
-    try:
-        file = _laid(journal.base, token)
-    except FileNotFoundError:
-        why = f"mpi.shared_dir: there is no folder {journal.base.parent.parent}: is it mounted?"
-        raise StepLostError(Reason.MPI_HOST_LOST, why) from None
-    except OSError as error:
-        if is_no_space(error):
-            raise
-        why = f"mpi.shared_dir: {journal.base} cannot be used: {error.strerror}"
-        raise StepLostError(Reason.MPI_HOST_LOST, why) from error
-    with file:
-        yield token
-
-
-def _laid(base: Path, token: str) -> BinaryIO:
-    for folder in (base.parent, base):
-        folder.mkdir(exist_ok=True)
-        # Others may write to a folder that is shared: no link of theirs is followed.
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with ExitStack() as held_meanwhile:
         try:
-            os.fchmod(opened, _OPEN)
-        finally:
-            os.close(opened)
-    path = base / TOKEN
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    file = open(descriptor, "wb")  # noqa: SIM115 - closed by who asked, and before if it fails
-    try:
-        os.fchmod(descriptor, 0o644)
-        file.write(token.encode())
-        file.flush()
-        os.fsync(descriptor)
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise
-    return file
+            held_meanwhile.enter_context(held(journal.base, TOKEN, token))
+        except FileNotFoundError:
+            why = f"mpi.shared_dir: there is no folder {journal.base.parent.parent}: is it mounted?"
+            raise StepLostError(Reason.MPI_HOST_LOST, why) from None
+        except (StalledError, ForeignFolderError) as error:
+            raise StepLostError(Reason.MPI_HOST_LOST, f"mpi.shared_dir: {error}") from error
+        except OSError as error:
+            if is_no_space(error):
+                raise
+            why = f"mpi.shared_dir: {journal.base} cannot be used: {error.strerror or error}"
+            raise StepLostError(Reason.MPI_HOST_LOST, why) from error
+        yield token
 
 
 def _check(ctx: Context, entry: Entry, token: str) -> Check:
@@ -216,21 +184,3 @@ def _judge(head: Head, places: Sequence[Place], answers: dict[str, object]) -> E
         lost.append(where)
         first = reason if len(lost) == 1 else first
     raise StepLostError(first, "; ".join(lost))
-
-
-def remove_strays(ctx: Context, journals: Sequence[Journal]) -> None:
-    """Remove what this agent left in the shared folder, of which it has no journal any more."""
-    head = ctx.head
-    if head is None or head.it.shared_dir is None:
-        return
-    known = {journal.entry.shared for journal in journals} | set(ctx.journals.shared_aside())
-    folder = Path(head.it.shared_dir, head.it.cluster)
-    # Another agent's name may end like this one's: before it stands the epoch.
-    own = re.compile(rf".+\.[0-9]+\.{re.escape(head.it.own.agent)}")
-    try:
-        found = [path for path in folder.iterdir() if own.fullmatch(path.name)]
-    except OSError:
-        return
-    for path in found:
-        if str(path) not in known:
-            remove_tree(path)

@@ -26,6 +26,7 @@ from simagent.worker.journal_entry import (
     read_entry,
     read_fields,
 )
+from simagent.worker.shared import remove as remove_shared
 
 __all__ = ["ARTIFACTS", "FORMAT", "Entry", "Journal", "Journals", "Place"]
 
@@ -115,7 +116,7 @@ class Journal:
     def remove(self) -> None:
         """Forget the attempt: what others share, then the journal, then everything else of it."""
         if self.entry.shared is not None:
-            remove_tree(self.base)
+            remove_shared(self.base)
         (self.folder / NAME).unlink(missing_ok=True)
         remove_tree(self.folder)
 
@@ -198,12 +199,17 @@ class Journals:
         os.utime(target)  # its age counts from now
         log.warning(Event.JOURNAL_SET_ASIDE, path=str(target), error=why)
 
-    def shared_aside(self) -> Iterator[str]:
-        """Yield the folders that hosts share of what was set aside."""
+    def shared(self) -> Iterator[str]:
+        """Yield the folders that hosts share of all attempts, also of those that were set aside.
+
+        Raises OSError, ValueError, RecursionError where what runs cannot be read.
+        """
+        for folder in self.root.iterdir():
+            with suppress(FileNotFoundError):  # it is begun, or removed, just now
+                yield from _shared(folder)
         for folder in self._aside.iterdir() if self._aside.exists() else ():
             with suppress(OSError, ValueError, RecursionError):
-                if (shared := read_entry(folder).shared) is not None:
-                    yield shared
+                yield from _shared(folder)
 
     def expire(self, *, before: float, agent: str) -> None:
         """Remove what was set aside before a Unix time, with what ``agent`` shared of it.
@@ -218,7 +224,7 @@ class Journals:
             with suppress(OSError, ValueError, RecursionError):
                 entry = read_entry(folder)
                 if entry.shared is not None and entry.agent == agent:
-                    remove_tree(Path(entry.shared))
+                    remove_shared(Path(entry.shared))
             if folder.is_dir() and not folder.is_symlink():
                 remove_tree(folder)
             else:
@@ -228,6 +234,12 @@ class Journals:
 def holds_attempt(folder: Path) -> bool:
     """Tell whether a folder is that of an attempt which is not over."""
     return (folder / NAME).exists()
+
+
+def _shared(folder: Path) -> Iterator[str]:
+    shared = read_fields(folder).get("shared")
+    if isinstance(shared, str):
+        yield shared
 
 
 def steps_folder(attempt: Path) -> Path:

@@ -17,7 +17,6 @@ from simagent.worker.choice import Refusal
 from simagent.worker.companions import start_companions
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
-from simagent.worker.gathering import remove_strays
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
 from simagent.worker.housekeeping import House
@@ -70,7 +69,6 @@ class Agent:
         self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
         if ctx.head is not None:
             ctx.head.adopt(journal.entry for journal in self._unsettled)
-            remove_strays(ctx, self._unsettled)
         self._slots = Slots(ctx, self._threads, slots, self._unsettled, self._changed)
         self._line = Line(ctx.clock, ctx.times)
         judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
