@@ -117,7 +117,12 @@ class Config(BaseSettings):
     )
     apptainer: str = Field("apptainer", description="Program that runs Apptainer images.")
     task_uid: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Whom a root agent's containers run as; default: simtask-0, else nobody."
+        None, description="Whom a root agent's tasks run as; default: each slot's simtask-N."
+    )
+    allow_root_process: bool | None = Field(
+        None,
+        description="Run a root agent's tasks without an image as root; "
+        "default: where there is no simtask-0, and by `simagent run`.",
     )
     allow_root_images: bool = Field(
         False, description="Run images that ask for root as root, confined as all containers."

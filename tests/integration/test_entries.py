@@ -34,6 +34,7 @@ from simagent.worker.entry import EntryHold
 from simagent.worker.entry_plans import check_request, plan_entry
 from simagent.worker.member import MemberDuties
 from simagent.worker.membership import Membership
+from simagent.worker.users import TaskUsers
 
 ATTEMPT = Spanning(project="default", task="melt", epoch=1)
 ME = (os.geteuid(), os.getegid())
@@ -98,7 +99,7 @@ def member(tmp_path: Path) -> Iterator[Membership]:
         ),
         folder=tmp_path / "state" / "member",
         runtimes={"process": AwayRuntime()},
-        settings=Settings(task_user=ME),
+        settings=Settings(users=TaskUsers(common=ME)),
         shared_dir=shared,
     )
     for path in (shared / "work").glob("pid*"):

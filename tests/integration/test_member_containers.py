@@ -24,7 +24,8 @@ from simagent.cluster.messages import (
     Sampled,
     Started,
 )
-from simagent.worker.containers import WORKDIR, task_user
+from simagent.worker.containers import WORKDIR
+from simagent.worker.users import task_users
 
 SCRIPT = (
     "id -u >who; pwd >where; echo $SIMAGENT_ENTRY $HOME >env; touch /tmp/own; "
@@ -37,7 +38,7 @@ def lab() -> Iterator[MemberLab]:
     folder = Path(tempfile.mkdtemp(prefix="simagent-test-"))
     folder.chmod(0o755)  # the task's user has to pass, which it may not in pytest's folders
     lab = MemberLab(folder)
-    uid, gid = task_user()
+    uid, gid = task_users(uid=None, slots=1, root_programs=None).common
     os.chown(lab.work, uid, gid)
     for path in (lab.shared, lab.work.parent):
         path.chmod(0o755)
@@ -55,7 +56,7 @@ def archive(docker_engine: Engine, tiny_image: str, lab: MemberLab) -> str:
 
 
 def enter(lab: MemberLab, runtime: str, image: str) -> Enter:
-    uid, gid = task_user()
+    uid, gid = task_users(uid=None, slots=1, root_programs=None).common
     return lab.enter(
         SCRIPT, "contained", runtime=runtime, image=image, uid=uid, gid=gid, shm_bytes=8 << 20
     )
@@ -67,7 +68,7 @@ def goes_on_in_a_container(lab: MemberLab, runtime: str, image: str, **settings:
     wait_for(lab.record, "the member")
     fetched = ask(lab.relay(), Fetch(runtime=runtime, image=image), timeout=90.0)
     assert isinstance(fetched, Fetched)
-    uid, _ = task_user()
+    uid, _ = task_users(uid=None, slots=1, root_programs=None).common
     with lab.token():
         (lab.work / TOKEN).chmod(0o644)
         assert isinstance(ask(lab.relay(), lab.check(uid=uid), timeout=30.0), Checked)

@@ -6,7 +6,7 @@ import shutil
 import signal
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def test_a_program_in_a_folder_that_is_closed_to_it_is_told(folder: Folder) -> N
 # --- As an agent runs them ----------------------------------------------------------------------
 
 
-def slots_of(*users: tuple[int, int]) -> Any:
+def slots_of(*users: tuple[int, int]) -> Callable[[Context], Context]:
     def change(ctx: Context) -> Context:
         found = TaskUsers(common=users[0], slots=users, own_programs=False)
         return replace(ctx, settings=replace(ctx.settings, users=found))

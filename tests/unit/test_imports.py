@@ -62,6 +62,7 @@ OF_THE_MACHINE = frozenset(
         "daemon",
         "doctor",
         "doctor_mpi",
+        "doctor_users",
         "draining",
         "images",
         "mpi_check",

@@ -14,7 +14,7 @@ import psutil
 import typer
 
 from simagent import __version__
-from simagent.cli import doctor_mpi
+from simagent.cli import doctor_mpi, doctor_users
 from simagent.cli.finding import Check
 from simagent.cli.text import put, put_json, size
 from simagent.config import Config, ConfigError
@@ -24,7 +24,6 @@ from simagent.ports.runtime import Runtime
 from simagent.ports.store import StoreError
 from simagent.wiring.machine import find_cgroups, open_runtimes
 from simagent.worker.choice import CONTAINERS
-from simagent.worker.containers import task_user
 from simagent.worker.disk import free_bytes
 
 _LITTLE_SPACE = 2**30
@@ -110,31 +109,6 @@ def _failed(name: str, url: str, error: Exception) -> Check:
     return Check(name, "missing", f"{url}: {error}", f"name another with --{name}")
 
 
-def _isolation(config: Config) -> Iterator[Check]:
-    if config.process_allowed:
-        text = (
-            f"commands of tasks run as this user (uid {os.geteuid()}) and may do what it may, "
-            "also read its files and credentials: run only tasks you trust"
-        )
-        yield Check("isolation", "note", text)
-    uid, gid = task_user(config.task_uid)
-    yield Check("containers", "ok", f"images run as uid {uid}, gid {gid}, without privileges")
-
-
-def _credentials(config: Config) -> Iterator[Check]:
-    if config.embedded:
-        return
-    text = "no task gets those of the agent: neither its variables nor its files"
-    if config.process_allowed:
-        text = (
-            "programs of tasks run as this user: they can read its ~/.aws, and ask the machine's "
-            "metadata service for the role that the agent has"
-        )
-    verdict: Literal["ok", "note"] = "note" if config.process_allowed else "ok"
-    fix = "allow_process = false, and tasks with images" if config.process_allowed else ""
-    yield Check("credentials", verdict, text, fix)
-
-
 def _runtimes(config: Config) -> Iterator[Check]:
     runtimes = open_runtimes(config)
     working = [name for name in config.runtimes if _works(runtimes.get(name))]
@@ -197,8 +171,9 @@ _CHECKS: tuple[Callable[[Config], Iterator[Check]], ...] = (
     _queue,
     doctor_mpi.mpi,
     doctor_mpi.cluster,
-    _isolation,
-    _credentials,
+    doctor_users.isolation,
+    doctor_users.credentials,
+    doctor_users.metadata,
     _runtimes,
     _limits,
     _clock,

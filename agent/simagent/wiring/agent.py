@@ -10,7 +10,8 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.wiring.head import open_head
 from simagent.wiring.machine import open_cgroups, open_images, open_launchers, open_runtimes
-from simagent.wiring.settings import settings
+from simagent.wiring.settings import prepare_for, settings
+from simagent.wiring.window import Watch
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.former import end_membership
@@ -25,7 +26,7 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
     """Make the agent of this machine, on a state folder that is already held for it."""
 
     drain = DrainFile(config.state_dir)
-    ctx = open_context(config)
+    ctx = open_context(config, own_task=only is not None)
     former = config.state_dir.absolute() / "member"
     if only is None and former.is_dir():
         end_membership(ctx, former)
@@ -39,13 +40,19 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
     )
 
 
-def open_context(config: Config) -> Context:
-    """Make all that the agent works with."""
+def open_context(config: Config, *, own_task: bool = False) -> Context:
+    """Make all that the agent works with; ``own_task``: for a task of who runs it alone.
 
     cgroups = open_cgroups(config)
     identity = identify(config.state_dir, config.agent)
     cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
     machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
+    Raises `ConfigError`.
+    """
+    its = settings(config, own_task=own_task)
+    prepare_for(config, its.users)
+    clock = SystemClock()
+    watch = Watch(config, clock)
     journals = Journals(config.state_dir)
     existing = not journals.empty
     clock = SystemClock()
@@ -64,7 +71,7 @@ def open_context(config: Config) -> Context:
         runtimes=open_runtimes(config, cgroups, agent=identity.agent, every=existing),
         images=open_images(config, every=existing),
         launchers=open_launchers(config),
-        settings=settings(config),
+        settings=its,
         cloud=cloud,
     )
 

@@ -11,7 +11,7 @@ from simagent.ports.runtime import Mount, Sandbox
 from simagent.transfer.removal import walk
 from simagent.worker.cores import lay_out
 from simagent.worker.journal import Entry, Journal
-from simagent.worker.users import open_the_way, task_users
+from simagent.worker.users import open_the_way
 
 WORKDIR = PurePosixPath("/workdir/output/artifacts")
 """Where commands start: what images made for Inductiva's platform expect."""
@@ -98,13 +98,3 @@ def shut(journal: Journal) -> None:
     """
     if journal.entry.user is not None:
         journal.folder.chmod(0o700)
-
-
-def task_user(uid: int | None = None) -> tuple[int, int]:
-    """For wiring/settings.py, until that is changed."""
-    return task_users(uid=uid, slots=1, root_programs=None).common
-
-
-def slot_users(uid: int | None, slots: int) -> tuple[tuple[int, int], ...]:
-    """For wiring/settings.py, until that is changed."""
-    return task_users(uid=uid, slots=slots, root_programs=None).slots

@@ -1,6 +1,5 @@
 """What the worker's operations work with: made once by the wiring, handed down, never changed."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,10 +54,6 @@ class Settings:
     max_file_bytes: int | None = None
     users: TaskUsers = field(default_factory=TaskUsers)
     """Whom tasks run as."""
-    task_user: tuple[int, int] = field(default_factory=lambda: (os.geteuid(), os.getegid()))
-    """Whom containers run as: user and group number."""
-    slot_users: tuple[tuple[int, int], ...] = ()
-    """The same for the slots that have a user of their own, from the first."""
     gpus: tuple[str, ...] = ()
     """The GPUs that tasks may have; none named: those that are found."""
     mpi_slots: int | None = None

@@ -99,8 +99,7 @@ class _PassingError(Exception):
 def _user_of(ctx: Context, image: Image, slot: int) -> tuple[int, int]:
     """Tell whom the image's commands run as. Raises `ImageError`."""
     if image.user.partition(":")[0] not in _ROOT:
-        users = ctx.settings.slot_users
-        return users[slot] if slot < len(users) else ctx.settings.task_user
+        return ctx.settings.users.container(slot)
     if ctx.settings.allow_root_images:
         return 0, 0
     raise ImageError(

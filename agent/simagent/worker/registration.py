@@ -1,6 +1,5 @@
 """Shows the head of a cluster that this member is there, and what it has."""
 
-import os
 from collections.abc import Callable
 
 import structlog
@@ -99,7 +98,7 @@ class Registration:
             ssh_user=self._user,
             host_key=host_key,
             slots=member.slots,
-            uid=member.settings.task_user[0] if os.geteuid() == 0 else os.geteuid(),
+            uid=member.settings.users.common[0],
             runtimes=_runtimes(member),
             mpi=member.mpi(),
             machine=dict(identity.machine),

@@ -77,8 +77,9 @@ def check_user(settings: Settings, uid: int) -> None:
     own = os.geteuid()
     allowed = {own}
     if own == 0:
-        allowed = {user for user, _ in (settings.task_user, *settings.slot_users)}
-        if settings.allow_root_images or settings.allow_process:
+        allowed = {user for user, _ in settings.users.all}
+        programs = settings.allow_process and settings.users.own_programs
+        if settings.allow_root_images or programs:
             allowed.add(0)
     if uid in allowed:
         return
