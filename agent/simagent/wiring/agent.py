@@ -43,14 +43,14 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
 def open_context(config: Config, *, own_task: bool = False) -> Context:
     """Make all that the agent works with; ``own_task``: for a task of who runs it alone.
 
-    cgroups = open_cgroups(config)
-    identity = identify(config.state_dir, config.agent)
-    cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
-    machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
     Raises `ConfigError`.
     """
     its = settings(config, own_task=own_task)
     prepare_for(config, its.users)
+    cgroups = open_cgroups(config)
+    identity = identify(config.state_dir, config.agent)
+    cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
+    machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
     clock = SystemClock()
     watch = Watch(config, clock)
     journals = Journals(config.state_dir)
