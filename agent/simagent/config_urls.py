@@ -36,6 +36,17 @@ def check_endpoint(value: str) -> str:
     return value
 
 
+def check_listen(value: str) -> str:
+    """Take where to listen, as HOST:PORT; a port alone is of loopback. Raises ValueError."""
+    host, _, port = value.strip().rpartition(":")
+    bare = host.strip("[]")
+    bracketed = host.startswith("[") and host.endswith("]")
+    plain = not set(bare) & set("/@[] ") and (":" not in bare or bracketed)
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536 and plain):
+        raise ValueError(f"{value!r} is no address: use PORT, HOST:PORT or [::1]:PORT")
+    return f"{host or '127.0.0.1'}:{port}"
+
+
 def check_store(value: str) -> str:
     """Take the URL of a store, as it is. Raises ValueError."""
     if value.startswith("s3:"):

@@ -13,6 +13,8 @@ from simagent.cli.options import COMMON
 from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
 from simagent.domain.state import HELD, TERMINAL, TRANSITIONS, Status
+from simagent.telemetry.tally import Count
+from simagent.worker.exposition import Gauge
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -99,6 +101,15 @@ def test_each_event_has_its_row() -> None:
     rows = table("events.md", "event")
     documented = [(codes(row[0])[0], row[1], tuple(codes(row[2]))) for row in rows]
     assert documented == [(event.value, event.explanation, event.fields) for event in Event]
+
+
+def test_each_metric_has_its_row() -> None:
+    for kind, ending, known in (("gauge", "", Gauge), ("counter", "_total", Count)):
+        rows = table("metrics.md", kind)
+        documented = [(codes(row[0])[0], tuple(codes(row[1])), row[2]) for row in rows]
+        assert documented == [
+            (f"simagent_{it.value}{ending}", it.labels, it.explanation) for it in known
+        ]
 
 
 def logged(source: str) -> Iterator[tuple[str, set[str]]]:

@@ -70,6 +70,7 @@ OF_THE_MACHINE = frozenset(
         "running",
         "setup",
         "setup_command",
+        "status",
         "sweeping",
     }
 )
@@ -95,6 +96,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "mpi4py": frozenset({"mpi_probe"}),  # importing it initialises MPI; ranks alone run the probe
     "typer": frozenset({"cli"}),
     "rich": frozenset({"cli"}),
+    "prometheus_client": frozenset({"worker"}),
 }
 
 

@@ -25,6 +25,7 @@ from simagent.worker.durable import write_durably
 from simagent.worker.entry import Entry, EntryHold
 from simagent.worker.entry_plans import check_request, have_image, lay_entry, plan_entry
 from simagent.worker.membership import Membership
+from simagent.worker.snapshot import RunView
 
 UNASKED = 60.0
 """Seconds for which a run may be without a connection before it is ended: agents are restarted."""
@@ -94,6 +95,21 @@ class Entries:
         """List the attempts that have runs here."""
         found = {entry.request.attempt: None for entry in self._all() if entry.exited is None}
         return tuple(found)
+
+    def views(self) -> tuple[RunView, ...]:
+        """Tell what runs."""
+        now = self._member.clock.now()
+        return tuple(
+            RunView(
+                project=entry.request.attempt.project,
+                task=entry.request.attempt.task,
+                epoch=entry.request.attempt.epoch,
+                entry=entry.request.entry,
+                age=now - entry.since,
+            )
+            for entry in self._all()
+            if entry.exited is None
+        )
 
     @property
     def count(self) -> int:

@@ -9,6 +9,8 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
 from simagent.ports.images import Images
 from simagent.ports.runtime import Runtime
+from simagent.telemetry.contact import Contact
+from simagent.telemetry.tally import Tally
 from simagent.worker.context import Identity, Settings
 
 
@@ -19,7 +21,7 @@ class Membership:
     ``folder`` is of this role alone. ``slots`` are the ranks it takes, ``interface`` is where it is
     reached (`simagent.worker.address`), ``shared_dir`` what all hosts share, at its path here.
     With ``hybrid`` its own MPI may start ranks in images; ``mpi`` tells the versions that are
-    installed, such as ``openmpi 4.1.4``.
+    installed, such as ``openmpi 4.1.4``. ``contacts`` tell how it stands with the store.
     """
 
     cluster: str
@@ -36,6 +38,8 @@ class Membership:
     shared_dir: Path | None = None
     hybrid: bool = True
     mpi: Callable[[], tuple[str, ...]] = tuple
+    tally: Tally = field(default_factory=Tally)
+    contacts: tuple[Contact, ...] = ()
 
     @property
     def host(self) -> str:

@@ -4,10 +4,8 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
-from simagent.domain.quantities import size_text
 from simagent.ports.clock import Clock
 from simagent.ports.images import Images
 from simagent.telemetry.contact import Contact
@@ -23,7 +21,7 @@ from simagent.worker.snapshot import (
     Snapshot,
     Stage,
 )
-from simagent.worker.versions import OWN, Versions, ask_engines
+from simagent.worker.versions import OWN, Versions, ask_engines, ask_mpi
 
 _IMAGES_FRESH = 60.0
 
@@ -36,14 +34,16 @@ class Observer:
         self._slots = slots
         self._unsettled = unsettled
         self._life = Life(ctx.clock)
-        self._versions = Versions(partial(ask_engines, ctx.runtimes, ctx.launchers), ctx.clock)
+        self._versions = Versions(
+            lambda: ask_engines(ctx.runtimes, ask_mpi(ctx.launchers)), ctx.clock
+        )
         self._disk = DiskLook(ctx.journals.root.parent, ctx.images, ctx.settings.min_free)
 
     def turn(self) -> None:
         """Note that the main loop has turned."""
         self._life.turn()
 
-    def look(self, stage: Stage, *, role: str, notices: Iterable[str] = ()) -> Snapshot:
+    def look(self, stage: Stage, *, role: str, text: str, notices: Iterable[str] = ()) -> Snapshot:
         """Take a snapshot; ``notices`` are those of the loop."""
         ctx, slots = self._ctx, self._slots
         disk = self._disk.look(ctx.clock)
@@ -55,7 +55,7 @@ class Observer:
             incarnation=ctx.identity.incarnation,
             group=ctx.settings.group,
             cluster="" if head is None else head.it.cluster,
-            membership="" if head is None else head.status,
+            text=text,
             pid=os.getpid(),
             at=ctx.clock.wall(),
             started=self._life.started,
@@ -68,7 +68,7 @@ class Observer:
             engines=tuple(view_engine(contact) for contact in ctx.contacts),
             disk=disk,
             versions=self._versions.tell(),
-            notices=(*notices, *_short(disk)),
+            notices=tuple(filter(None, (*notices, disk.shortage))),
             counts=view_counts(ctx.tally),
         )
 
@@ -166,10 +166,3 @@ def first_look(role: str, clock: Clock, life: Life, *, group: str, cluster: str)
         uptime=life.uptime,
         versions=OWN,
     )
-
-
-def _short(disk: DiskView) -> tuple[str, ...]:
-    if disk.free is None or disk.free >= disk.floor:
-        return ()
-    free, floor = size_text(disk.free), size_text(disk.floor)
-    return (f"{free} free in {disk.path}, less than min_free ({floor}): no task is taken",)

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from simagent.domain.quantities import size_text
+from simagent.worker.orders import Detached, Interrupted
+
 FORMAT = 1
 
 HANGS_AFTER = 25.0
@@ -25,6 +28,19 @@ class Stage(StrEnum):
     WAITING_FOR_QUEUE = "waiting_for_queue"
     GIVING_BACK = "giving_back"
     LETTING_GO = "letting_go"
+
+
+def stage_of(
+    order: Interrupted | None, *, draining: bool, store_fails: bool, queue_fails: bool
+) -> Stage:
+    """Tell what an agent is at that has begun to work."""
+    if order is not None:
+        return Stage.LETTING_GO if isinstance(order, Detached) else Stage.GIVING_BACK
+    if store_fails:
+        return Stage.WAITING_FOR_STORE
+    if queue_fails:
+        return Stage.WAITING_FOR_QUEUE
+    return Stage.DRAINING if draining else Stage.TAKING_TASKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +114,14 @@ class DiskView:
     floor: int = 0
     images: tuple[ImagesView, ...] = ()
 
+    @property
+    def shortage(self) -> str:
+        """Tell that too little is free to take tasks; empty: it is not."""
+        if self.free is None or self.free >= self.floor:
+            return ""
+        free, floor = size_text(self.free), size_text(self.floor)
+        return f"{free} free in {self.path}, less than min_free ({floor}): no task is taken"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountView:
@@ -112,7 +136,8 @@ class CountView:
 class Snapshot:
     """An agent, a member of a cluster, or a `simagent run`.
 
-    ``turned`` is the age of the main loop's last turn; None: it has not begun. ``unsettled`` are
+    ``text`` is what systemd is told, for people. ``turned`` is the age of the main loop's last
+    turn; None: it has not begun. ``unsettled`` are
     attempts of an earlier incarnation that are still to be looked at. ``notices`` are lines for
     people.
     """
@@ -124,7 +149,7 @@ class Snapshot:
     incarnation: str = ""
     group: str = ""
     cluster: str = ""
-    membership: str = ""
+    text: str = ""
     pid: int
     at: float
     started: float

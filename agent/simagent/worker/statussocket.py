@@ -100,6 +100,8 @@ class StatusSocket:
             connection.sendall(json.dumps(self._tell()).encode() + b"\n")
         except OSError as error:  # whoever asked has gone
             log.debug("status not told", error=str(error))
+        except Exception as error:  # the agent works all the same
+            log.warning("status not told", error=repr(error), exc_info=error)
 
 
 def ask(state_dir: Path, within: float) -> dict[str, Any]:

@@ -59,15 +59,19 @@ class Versions:
         self._there.set()
 
 
-def ask_engines(runtimes: Mapping[str, Runtime], launchers: Launchers) -> Mapping[str, str]:
-    """Ask what runs containers here, and MPI's ranks; takes seconds where one hangs."""
+def ask_engines(runtimes: Mapping[str, Runtime], mpi: str) -> Mapping[str, str]:
+    """Ask what runs containers here; takes seconds where one hangs. ``mpi`` starts ranks."""
     found = {
         name: runtime.trouble() or runtime.about()[0]
         for name, runtime in runtimes.items()
         if name != "process"
     }
+    return {name: text for name, text in {**found, "mpi": mpi}.items() if text}
+
+
+def ask_mpi(launchers: Launchers) -> str:
+    """Ask which MPI starts ranks here; empty: none."""
     try:
-        found["mpi"] = launchers.find(None).mpi
+        return launchers.find(None).mpi
     except LaunchError:
-        found["mpi"] = ""
-    return {name: text for name, text in found.items() if text}
+        return ""
