@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from cluster.vms import SSH_PORT, USER, Network, Vm, is_agent
+from cluster.vms import SSH_PORT, USER, Vm, is_agent
 from engines.dockerd import Engine
+from engines.hosts import Network
 from fakes.aws import KEYS, Moto, moto_server
 from fakes.rig import Rig
 from fakes.s3 import make_bucket
@@ -90,9 +91,7 @@ class ClusterLab(Rig):
     def boot(self, *names: str, images: Path | None = None) -> None:
         """Start VMs."""
         for name in names:
-            vm = Vm(
-                self._engine, name, f"{self._network.name}-{name}", self.folder / name, self.uid
-            )
+            vm = Vm(self._engine, name, self._network.name, self.folder / name, self.uid)
             self.vms[name] = vm
             vm.boot(self._image, self.shared, images or self.images)
 
@@ -298,7 +297,7 @@ class ClusterLab(Rig):
     def close(self) -> None:
         """End all VMs."""
         for vm in self.vms.values():
-            self._engine.run("rm", "--force", "--volumes", vm.container, check=False)
+            vm.remove()
 
 
 def is_head(name: str) -> bool:

@@ -34,8 +34,7 @@ def test_what_runs_is_seen_and_faults_are_felt(lab: ClusterLab) -> None:
     lab.open_ssh()
     member = lab.vms["m1"]
     member.spawn("sleep 1000", "sleep.log")
-    lab.until(member.busy)
-    assert lab.left() == ["m1: sleep 1000"]
+    lab.until(lambda: lab.left() == ["m1: sleep 1000"])
     reach = "ssh -o ConnectTimeout=2 -o ConnectionAttempts=1 m1 hostname"
     assert lab.head.run(reach).stdout == "m1\n"
     member.freeze()

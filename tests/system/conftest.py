@@ -1,0 +1,34 @@
+"""What the tests of whole systems share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engines.dockerd import Engine
+from system.machines import Images, Lab, machine_lab
+
+_BUILDING = 1800
+"""Seconds: where nothing was built yet, all packages are fetched."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the time that the first one needs to build images."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_BUILDING))
+
+
+@pytest.fixture(scope="session")
+def machine_images(docker_engine: Engine) -> Images:
+    """Images of machines with systemd."""
+    return Images(docker_engine)
+
+
+@pytest.fixture
+def machines(
+    docker_engine: Engine, machine_images: Images, aws_credentials: None, tmp_path: Path
+) -> Iterator[Lab]:
+    """A lab without machines as yet: `Lab.boot` starts one."""
+    with machine_lab(docker_engine, machine_images, tmp_path) as made:
+        yield made
