@@ -2,12 +2,10 @@
 
 import errno
 import importlib.util
-import json
 import marshal
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,10 +20,8 @@ from simagent.runtimes import cgroups, records
 from simagent.runtimes.heeding import heeding
 from simagent.runtimes.leftovers import end_leftovers
 from simagent.runtimes.limits import cores, explain, rlimits
+from simagent.runtimes.spawning import SHIM, read_answer, spawn, start_failure
 
-_SHIM = "shim.pyc"
-_LOG = "shim.log"
-_LOG_BYTES = 64 * 1024
 _START_LIMIT = 30.0
 _START_POLL = 0.005
 
@@ -160,13 +156,13 @@ class ProcessRuntime:
             return step
         try:
             self._write(plan)
-            pid, answer = self._spawn(plan)
+            pid, answer = spawn(plan)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise RuntimeFailedError(
                 Reason.DISK_FULL if full else Reason.AGENT_ERROR, f"cannot start the step: {error}"
             ) from error
-        said = _read_answer(answer, self._start_limit)
+        said = read_answer(answer, self._start_limit)
         step, failure = None, None
         try:
             step = self.attach(plan)
@@ -179,7 +175,7 @@ class ProcessRuntime:
             os.waitpid(pid, 0)
         step = step or self.attach(plan)
         if step is None:
-            raise failure or _start_failure(plan, said)
+            raise failure or start_failure(plan, said)
         return step
 
     def attach(self, plan: StepPlan) -> ProcessStep | None:
@@ -253,70 +249,10 @@ class ProcessRuntime:
             "no_new_privs": user is not None and not contained,
             "contained": contained,
         }
-        records.replace(plan.folder / _SHIM, self._shim)
+        records.replace(plan.folder / SHIM, self._shim)
         if plan.stdin is not None:
             records.replace(stdin, plan.stdin)
         records.replace(plan.folder / f"{name}.json", record)
-
-    def _spawn(self, plan: StepPlan) -> tuple[int, int]:
-        """Start the shim; give its process id and the pipe that says when it has started."""
-        log = plan.folder / _LOG
-        bounded = not log.exists() or log.stat().st_size < _LOG_BYTES
-        argv = [sys.executable, "-I", "-S", "-X", "utf8", str(plan.folder / _SHIM)]
-        argv += [str(plan.folder), str(plan.number)]
-        # A Python may need it to start; nothing else of the agent's environment goes further.
-        env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        answer, write = os.pipe()
-        try:
-            pid = os.posix_spawn(
-                sys.executable,
-                argv,
-                env,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, write, 1),
-                    (
-                        os.POSIX_SPAWN_OPEN,
-                        2,
-                        str(log) if bounded else os.devnull,
-                        os.O_WRONLY | os.O_APPEND | os.O_CREAT,
-                        0o600,
-                    ),
-                ],
-                setsid=True,
-                setsigmask=(),
-            )
-        except OSError:
-            os.close(answer)
-            raise
-        finally:
-            os.close(write)
-        return pid, answer
-
-
-def _read_answer(answer: int, limit: float) -> bytes:
-    """Read what the shim says until the step has started, or for ``limit`` seconds."""
-    with open(answer, "rb", buffering=0) as pipe:
-        poller = select.poll()
-        poller.register(pipe, select.POLLIN)
-        said = b""
-        deadline = time.monotonic() + limit
-        while poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            chunk = pipe.read(4096)
-            if not chunk:
-                break
-            said += chunk
-        return said
-
-
-def _start_failure(plan: StepPlan, said: bytes) -> RuntimeFailedError:
-    if said:
-        reason, message = json.loads(said)
-        return RuntimeFailedError(Reason(reason), message)
-    return RuntimeFailedError(
-        Reason.AGENT_ERROR,
-        f"the step's supervisor ended before the step began: see {plan.folder / _LOG}",
-    )
 
 
 def _other_user(plan: StepPlan) -> tuple[int, int] | None:
