@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -44,6 +44,21 @@ def _no_credentials(names: tuple[str, ...]) -> tuple[str, ...]:
                 "task into its own env"
             )
     return names
+
+
+def _goes_with_action(argv: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+    wanted = others.data.get("idle_action", "command" if argv else "") == "command"
+    if wanted and not (argv and argv[0]):
+        raise ValueError("idle_action = command needs it: name a program, as ['/bin/program']")
+    if argv and not wanted:
+        raise ValueError("it is run with idle_action = 'command' alone")
+    return argv
+
+
+def _goes_with_lifetime(grace: float | None, others: ValidationInfo) -> float | None:
+    if grace is not None and others.data.get("max_lifetime", 0) is None:
+        raise ValueError("it comes after max_lifetime: set that, too")
+    return grace
 
 
 class Config(BaseSettings):
@@ -157,6 +172,29 @@ class Config(BaseSettings):
     )
     cloud_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         None, description="URL of the cloud's metadata server; default: http://169.254.169.254."
+    )
+    idle_timeout: Annotated[Seconds, Field(gt=0)] | None = Field(
+        None, description="Seconds with nothing to do after which the agent ends; default: never."
+    )
+    idle_action: Literal["exit", "poweroff", "terminate", "command"] = Field(
+        "exit",
+        description="What is done then, and after max_lifetime: end the agent alone, power the "
+        "machine off, have AWS end it, or run idle_command.",
+    )
+    idle_command: Annotated[tuple[str, ...], AfterValidator(_goes_with_action)] = Field(
+        (),
+        validate_default=True,
+        description="Program, and its arguments, that idle_action = command runs.",
+    )
+    max_lifetime: Annotated[Seconds, Field(gt=0)] | None = Field(
+        None,
+        description="Seconds since the boot, or with exit since the agent's start, after which no "
+        "more tasks are taken, and the agent ends; default: never.",
+    )
+    max_lifetime_grace: Annotated[Seconds | None, AfterValidator(_goes_with_lifetime)] = Field(
+        None,
+        description="Seconds after that at which tasks that still run are given back; "
+        "default: they run to their end.",
     )
     pack_threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads that compress outputs; 0: one for each core."

@@ -166,6 +166,7 @@ def test_after_the_grace_what_runs_is_given_back() -> None:
     clock.advance(600.0)
     order = life.look(busy=True)
     assert str(order) == "the lifetime of 3600 s is over, and the grace after it"
+    assert life.left == 86_400.0
     life.look(busy=False)
     assert life.over
 

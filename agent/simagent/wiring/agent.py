@@ -9,11 +9,13 @@ from simagent.engines import open_queue, open_store, tell_of_store
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.wiring.head import open_head
+from simagent.wiring.life import open_end, open_terms
 from simagent.wiring.machine import open_cgroups, open_images, open_launchers, open_runtimes
 from simagent.wiring.settings import prepare_for, settings
 from simagent.wiring.window import Watch
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
+from simagent.worker.endoflife import EXIT, NO_END
 from simagent.worker.former import end_membership
 from simagent.worker.identity import identify
 from simagent.worker.journal import Journals
@@ -37,6 +39,8 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
         only=only,
         drain=drain,
         in_fleet=only is None,
+        terms=open_terms(config, ctx.clock) if only is None else NO_END,
+        end=open_end(config, ctx.cloud) if only is None else EXIT,
     )
 
 

@@ -66,6 +66,10 @@ class Terms:
     born: float = 0.0
 
 
+EXIT = Exit()
+NO_END = Terms()
+
+
 class EndOfLife:
     """Watches over one agent. All of it is called by one thread, but for what ``begin`` starts."""
 
@@ -86,6 +90,7 @@ class EndOfLife:
         self._expired = False
         self._trouble = ""
         self._shown = ""
+        self._order: Preempted | None = None
         self.over = False
         """Whether the end was brought about: the agent leaves."""
 
@@ -99,7 +104,7 @@ class EndOfLife:
         """Seconds until `look` may find something new; at most a day."""
         now = self._clock.now()
         due = [self._lives_until, self._runs_until, self._due]
-        return min(_DAY, *(when - now for when in due if when > now))
+        return min([_DAY, *(when - now for when in due if when > now)])
 
     @property
     def status(self) -> str:
@@ -126,7 +131,8 @@ class EndOfLife:
             if not self._expired:
                 self._forget_trouble()
             if now >= self._runs_until:
-                return Preempted(f"{self._why}, and the grace after it")
+                self._order = self._order or Preempted(f"{self._why}, and the grace after it")
+                return self._order
         elif now >= self._due:
             self._try()
         elif self._due < math.inf and not self._shown:

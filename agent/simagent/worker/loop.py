@@ -17,6 +17,7 @@ from simagent.worker.choice import Refusal
 from simagent.worker.companions import start_companions
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
+from simagent.worker.endoflife import EXIT, NO_END, End, EndOfLife, Terms
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
 from simagent.worker.housekeeping import House
@@ -50,10 +51,13 @@ class Agent:
         only: TaskKeys | None = None,
         drain: DrainFile | None = None,
         in_fleet: bool = False,
+        terms: Terms = NO_END,
+        end: End = EXIT,
     ) -> None:
         """``only`` takes one task alone; ``in_fleet`` shows the agent to the others of its group.
 
-        Those show that they live, and together end what none of them can run.
+        Those show that they live, and together end what none of them can run. ``end`` is what is
+        done where the agent ends by its ``terms``.
         """
         self._ctx = ctx
         self._until_empty = until_empty
@@ -97,6 +101,7 @@ class Agent:
             queue=self._queue,
         )
         self._notifier = Notifier()
+        self._life = EndOfLife(terms, end, ctx.clock, partial(self._threads.start, "end"))
 
     # --- Asked for from outside, also by signal handlers --------------------------------------
 
@@ -158,6 +163,10 @@ class Agent:
     @property
     def _closing(self) -> bool:
         """Whether no more tasks are taken."""
+        return self._told_to_drain or self._life.closing
+
+    @property
+    def _told_to_drain(self) -> bool:
         asked = self._drain_file is not None and self._only is None and self._drain_file.asked
         return self._draining or asked
 
@@ -172,20 +181,31 @@ class Agent:
             return True
         self._house.keep(self._takes, closing=self._closing)
         busy = bool(self._slots or self._unsettled)
+        if (order := self._life.look(busy=busy or bool(self._newer))) is not None:
+            self._slots.give_back(order)
+        self._notifier.status(self._status())
         if self._closing:
-            self._notifier.status(f"draining, {len(self._slots)} tasks run")
-            if not busy:
+            if self._life.over or (self._told_to_drain and not busy):
                 return True
             self._wait(self._tick)
             return False
-        cluster = f"; {self._ctx.head.status}" if self._ctx.head is not None else ""
-        self._notifier.status(f"{self._slots.busy} of {self._slots.count} slots busy{cluster}")
         if self._only is not None:
             return self._take_only(self._only)
         if not (self._slots.free and self._line.hears):
             self._wait(self._tick)
             return False
         return not self._take_next(busy=busy) and self._until_empty and not busy and self._empty()
+
+    def _status(self) -> str:
+        """Tell people how it is, in a line."""
+        parts = [f"{self._slots.busy} of {self._slots.count} slots busy"]
+        if self._closing:
+            parts = [f"draining, {len(self._slots)} tasks run"]
+        elif self._ctx.head is not None:
+            parts.append(self._ctx.head.status)
+        if self._newer:
+            parts.append(f"{len(self._newer)} tasks of a newer version")
+        return "; ".join(filter(None, (*parts, self._life.status)))
 
     def _takes(self, task: TaskKeys) -> bool:
         """Tell whether a task would be taken that asks for no more than there is."""
@@ -215,7 +235,7 @@ class Agent:
             self._wait(max(self._queue.pause_left, self._store.pause_left))
             return True
         message = None
-        wait = _EMPTY_WAIT if self._until_empty and not busy else self._tick
+        wait = _EMPTY_WAIT if self._until_empty and not busy else self._pause
         with self._queue.watch(QueueError):
             message = self._ctx.queue.receive(
                 visibility=self._ctx.times.bell_visibility, wait=wait, wake=self.wake
@@ -243,7 +263,12 @@ class Agent:
     def _wait(self, seconds: float) -> None:
         if self._store.paused:
             seconds = min(seconds, self._store.pause_left)
-        self._ctx.clock.wait(min(seconds, self._tick), self.wake)
+        self._ctx.clock.wait(min(seconds, self._pause), self.wake)
+
+    @property
+    def _pause(self) -> float:
+        """Seconds after which something may be due though nothing happens."""
+        return min(self._tick, self._life.left)
 
     # --- Attempts -----------------------------------------------------------------------------
 
