@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -171,6 +172,44 @@ def test_a_crash_does_not_end_a_drain_and_a_boot_does(rig: Rig) -> None:
     (rig.config().state_dir / "drain").write_text("of another boot of this machine")
     with rig.agent(until_empty=True):
         assert rig.finish(other).status == "succeeded"
+
+
+def test_tasks_are_given_back_though_they_heed_no_sigterm(rig: Rig) -> None:
+    agent = Agent(rig)
+    task = stubborn(rig)
+    pid = pid_of(rig, task)
+    began = time.monotonic()
+    assert "has given its tasks back" in drain(rig, "--give-back", "--wait", "--within", "12")
+    assert time.monotonic() - began < 12 + 3, "and the start of a program"
+    agent.ends()
+    assert not psutil.pid_exists(pid)
+    state = rig.client.state(task)
+    assert (state.status, state.counters.preemptions) == ("queued", 1)
+    agent = Agent(rig)  # the wish is over with the agent it was for
+    assert rig.until(lambda: rig.running(task)).epoch == 2
+    rig.client.kill(task, by="tester", grace=0.0)
+    rig.finish(task)
+    agent.process.terminate()
+    agent.ends()
+    assert "nothing to give back" in drain(rig, "--give-back")
+
+
+def test_an_agent_that_crashes_while_it_gives_tasks_back_goes_on_with_that(rig: Rig) -> None:
+    agent = Agent(rig)
+    task = stubborn(rig)
+    pid_of(rig, task)
+    drain(rig, "--give-back", "--within", "1min")
+    agent.says("task_stopping")
+    kill9(agent.process)
+    Agent(rig).ends()
+    state = rig.client.state(task)
+    assert (state.status, state.counters.preemptions, state.counters.losses) == ("queued", 1, 0)
+
+
+def test_draining_is_told_apart_from_giving_back(rig: Rig) -> None:
+    for options in (["--within", "5"], ["--give-back", "--undo"]):
+        assert "--give-back" in drain(rig, *options, code=2)
+    assert "--within" in drain(rig, "--give-back", "--within", "soon", code=2)
 
 
 def test_an_agent_stopped_while_draining_is_not_reported_as_drained(rig: Rig) -> None:

@@ -70,16 +70,27 @@ def agent(
 @command(app, "drain")
 def drain(
     config: "Config",
+    *,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the agent has ended.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Let the agent take tasks again.")] = False,
+    give_back: Annotated[
+        bool, typer.Option("--give-back", help="End what it runs, for other agents to go on.")
+    ] = False,
+    within: Annotated[
+        str | None,
+        typer.Option("--within", metavar="TIME", help="For that, as 90 or 2min; default: 90."),
+    ] = None,
 ) -> None:
     """Let this machine's agent take no more tasks.
 
-    It ends when those that it runs have ended.
+    It ends when those that it runs have ended, or were given back.
     """
-    from simagent.cli.draining import drain_agent
+    from simagent.cli.draining import drain_agent, give_tasks_back
 
-    drain_agent(config, wait=wait, undo=undo)
+    if give_back or within is not None:
+        give_tasks_back(config, wait=wait, undo=undo, within=within or "90", asked=give_back)
+    else:
+        drain_agent(config, wait=wait, undo=undo)
 
 
 @command(app, "submit")

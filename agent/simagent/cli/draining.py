@@ -1,9 +1,11 @@
 """`simagent drain`: let this machine's agent take no more tasks."""
 
+import math
 from pathlib import Path
 
+from simagent.api.reading import to_seconds
 from simagent.cli.text import put, say
-from simagent.client import ClientError
+from simagent.client import ClientError, UsageError
 from simagent.config import Config
 from simagent.ports.clock import SystemClock
 from simagent.worker.drain import DrainFile
@@ -24,13 +26,8 @@ def drain_agent(config: Config, *, wait: bool, undo: bool) -> None:
             f"the agent on {folder} takes tasks" if asked else f"no drain was asked for on {folder}"
         )
         return
-    agent = _agent_on(folder)
-    if agent is not None:
-        drain.ask()
-        agent = _agent_on(folder)  # one that has ended meanwhile would leave it to the next one
+    agent = _ask(drain, folder)
     if agent is None:
-        drain.withdraw()
-        _check_nothing_left(folder)
         put(f"no agent runs on {folder}: nothing to drain")
         return
     say(
@@ -40,6 +37,35 @@ def drain_agent(config: Config, *, wait: bool, undo: bool) -> None:
     if wait:
         _wait(drain, folder, agent)
         put(f"the agent on {folder} has drained")
+
+
+def give_tasks_back(config: Config, *, wait: bool, undo: bool, within: str, asked: bool) -> None:
+    """Have the tasks given back that the agent runs, which then ends; print what comes of it."""
+    if undo or not asked:
+        raise UsageError("--within goes with --give-back, and neither goes with --undo")
+    seconds = to_seconds("--within", within)
+    folder, drain, clock = config.state_dir, DrainFile(config.state_dir), SystemClock()
+    agent = _ask(drain, folder, clock.now() + seconds)
+    if agent is None:
+        put(f"no agent runs on {folder}: nothing to give back")
+        return
+    say(f"the agent (pid {agent.pid}) gives its tasks back within {seconds:g} s, and ends")
+    if wait:
+        _wait(drain, folder, agent, within=seconds + _END_WITHIN)
+        _check_nothing_left(folder)
+        put(f"the agent on {folder} has given its tasks back")
+
+
+def _ask(drain: DrainFile, folder: Path, until: float | None = None) -> Occupant | None:
+    """Ask the agent, where one runs; None where none does. Raises `ClientError`."""
+    agent = _agent_on(folder)
+    if agent is not None:
+        drain.ask(until)
+        agent = _agent_on(folder)  # one that has ended meanwhile would leave it to the next one
+    if agent is None:
+        drain.withdraw()
+        _check_nothing_left(folder)
+    return agent
 
 
 def _agent_on(folder: Path) -> Occupant | None:
@@ -60,10 +86,11 @@ def _check_nothing_left(folder: Path) -> None:
         )
 
 
-def _wait(drain: DrainFile, folder: Path, agent: Occupant) -> None:
+def _wait(drain: DrainFile, folder: Path, agent: Occupant, *, within: float = math.inf) -> None:
     """Wait until the agent has drained and ended. Raises `ClientError` where it has not."""
     clock = SystemClock()
     deadline: float | None = None
+    last = clock.now() + within
     while (running := _agent_on(folder)) is not None:
         if drain.asked:
             agent, deadline = running, None  # perhaps restarted meanwhile: it goes on draining
@@ -73,6 +100,11 @@ def _wait(drain: DrainFile, folder: Path, agent: Occupant) -> None:
             deadline = deadline or clock.now() + _END_WITHIN
             if clock.now() > deadline:
                 raise ClientError("the drain was taken back")
+        if clock.now() > last:
+            raise ClientError(
+                f"the agent on {folder} has not ended in time: what it did not give back by now "
+                "counts as lost"
+            )
         clock.wait(_LOOK_EVERY)
     if drain.asked:
         raise ClientError(

@@ -27,10 +27,10 @@ def start_companions(
     """Start them, until ``ended`` is set; give those whose end is waited for, shortly.
 
     ``changed`` is called when the loop is to look at everything again, ``leave`` when the machine
-    is taken away.
+    is taken away, or what runs is to be given back for another reason.
     """
     if drain is not None:
-        threads.start("drain", partial(drain.watch, ctx.clock, ended, changed))
+        threads.start("drain", partial(drain.watch, ctx.clock, ended, changed, leave))
     if ctx.cloud is not None:
         notices = NoticeWatch(ctx.cloud, ctx.clock, leave)
         threads.start("notices", partial(notices.run, ended))

@@ -85,6 +85,12 @@ class House:
         before = self._ctx.clock.wall() - self._ctx.times.set_aside_keep
         self._ctx.journals.expire(before=before, agent=self._ctx.identity.agent)
 
+    def take_up(self) -> bool:
+        """Take up what an earlier agent left here, to be given back; tell whether that is all."""
+        with self._store.watch(StoreError):
+            self._settle()
+        return not self._unsettled
+
     def _settle(self) -> None:
         while self._unsettled:
             journal = self._unsettled[-1]

@@ -22,7 +22,7 @@ from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
 from simagent.worker.housekeeping import House
 from simagent.worker.notify import Notifier
-from simagent.worker.orders import Detached, Interrupted
+from simagent.worker.orders import Detached, Interrupted, Preempted
 from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
@@ -34,6 +34,7 @@ from simagent.worker.threads import Threads
 _BATCH = 200
 _TICK = 10.0
 _EMPTY_WAIT = 0.2
+_TAKE_UP_EVERY = 0.5
 _HELPERS_WITHIN = 1.0
 
 log = structlog.get_logger()
@@ -114,6 +115,8 @@ class Agent:
         """Take no more tasks and end the running attempts as the order says."""
         self._draining = True
         self._order = order
+        if isinstance(order, Preempted):
+            self._slots.interrupt(order)  # at once: the loop may be waiting for the store
         self._changed()
 
     def poke(self) -> None:
@@ -157,6 +160,8 @@ class Agent:
             self._ended.set()
             self._notifier.stopping()
             self._leave()
+            if self._drain_file is not None and isinstance(self._order, Preempted):
+                self._drain_file.withdraw()
             for thread in helpers:
                 thread.join(_HELPERS_WITHIN)
 
@@ -178,7 +183,7 @@ class Agent:
             raise self._threads.error
         self._slots.keep_bells()
         if self._order is not None:
-            return True
+            return self._may_leave(self._order)
         self._house.keep(self._takes, closing=self._closing)
         busy = bool(self._slots or self._unsettled)
         if (order := self._life.look(busy=busy or bool(self._newer))) is not None:
@@ -211,6 +216,15 @@ class Agent:
         """Tell whether a task would be taken that asks for no more than there is."""
         wanted = self._only in (None, task) and self._line.kept_for() in (None, task)
         return wanted and self._slots.free and not self._closing
+
+    def _may_leave(self, order: Interrupted) -> bool:
+        """Tell whether there is nothing left to do but to obey an order."""
+        if not isinstance(order, Preempted) or self._house.take_up():
+            return True
+        if order.until is not None and self._ctx.clock.now() >= order.until:
+            return True
+        self._ctx.clock.wait(_TAKE_UP_EVERY)  # not for what wakes the loop: it is awake
+        return False
 
     def _take_only(self, task: TaskKeys) -> bool:
         """Run the one task, beside what an earlier agent left; True when it has ended."""

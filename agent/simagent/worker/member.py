@@ -142,7 +142,8 @@ class MemberAgent:
 
     def _start_helpers(self) -> CoreThread:
         member, start = self._member, self._threads.start
-        start("drain", partial(self._drain_file.watch, member.clock, self._ended, self._wake.set))
+        watch = partial(self._drain_file.watch, member.clock, self._ended, self._wake.set)
+        start("drain", partial(watch, self.interrupt))
         start("entrance", partial(self._entrance.serve, self._listener, self._ended))
         start("head", partial(self._watch.run, self._ended))
         if member.images:

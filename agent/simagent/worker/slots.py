@@ -52,6 +52,7 @@ class Slots:
         self._unsettled = unsettled
         self._changed = changed
         self._running: list[_Running] = []
+        self._order: Interrupted | None = None
         self._started = 0
 
     def __len__(self) -> int:
@@ -140,6 +141,8 @@ class Slots:
         )
         thread = self._threads.start(f"attempt {run.task.id}", run.run)
         self._running.append(_Running(run, thread, journal))
+        if self._order is not None:
+            run.interrupt(self._order)
         self._started += 1
         self._changed()
 
@@ -157,18 +160,29 @@ class Slots:
 
     def give_back(self, order: Preempted) -> None:
         """Have all that runs given back, while the agent goes on; returns at once."""
+        self._bound(order)
         for running in self._running:
-            running.run.orders.interrupt(order)
+            running.run.interrupt(order)
+
+    def interrupt(self, order: Interrupted) -> None:
+        """Hand an order to the attempts, also to those that begin later; returns at once.
+
+        Any thread may call it.
+        """
+        self._bound(order)
+        self._order = order
+        for running in list(self._running):
+            running.run.interrupt(order)
 
     def leave(self, order: Interrupted) -> None:
         """Hand an order to the attempts, and give them time to obey."""
-        settings, clock = self._ctx.settings, self._ctx.clock
-        detached = isinstance(order, Detached)
-        within = settings.stop_within if detached else settings.give_back_within
-        deadline = clock.now() + within if order.until is None else order.until
-        if isinstance(order, Preempted):
-            order.until = deadline  # each part of the work takes its share of the time
-        for running in self._running:
-            running.run.interrupt(order)
+        self.interrupt(order)
+        clock = self._ctx.clock
+        deadline = order.until or clock.now() + self._ctx.settings.stop_within
         for running in self._running:
             running.thread.join(max(0.0, deadline - clock.now()))
+
+    def _bound(self, order: Interrupted) -> None:
+        """Set an end to the giving back of tasks: each part of that takes its share of the time."""
+        if order.until is None and not isinstance(order, Detached):
+            order.until = self._ctx.clock.now() + self._ctx.settings.give_back_within
