@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict, SettingsError
 
 from simagent.config import PREFIX, Config, ConfigError
 from simagent.config_mpi import MpiSettings
+from simagent.config_origins import DEFAULT, origin_of, origins
 from simagent.config_sources import at_home
 from simagent.domain.times import Times
 
@@ -36,6 +37,30 @@ _TABLES: Mapping[str, type[BaseModel]] = {"times": Times, "mpi": MpiSettings}
 
 def load_config(path: Path | None = None, **flags: Any) -> Config:
     """Read the configuration; ``flags`` that are None do not count. Raises `ConfigError`."""
+    return load_settings(path, **flags)[0]
+
+
+def load_settings(path: Path | None = None, **flags: Any) -> tuple[Config, dict[str, str]]:
+    """Read the configuration, and tell where each setting comes from. Raises `ConfigError`."""
+    model = _model(path)
+    given = {name: value for name, value in flags.items() if value is not None}
+    known = origins(model, given)
+    mistakes = list(_unknown_variables())
+    try:
+        config = model(**given)
+    except ValidationError as error:
+        mistakes += _explain(error, known)
+    except SettingsError as error:
+        mistakes.append(_unreadable(error))
+    except (OSError, ValueError) as error:
+        mistakes.append(f"{model.model_config.get('toml_file')}: {error}")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config, known
+
+
+def _model(path: Path | None) -> type[Config]:
+    """Give the settings with the file that they are read from. Raises `ConfigError`."""
     try:
         path = path and at_home(path)
     except ValueError as error:
@@ -47,18 +72,7 @@ def load_config(path: Path | None = None, **flags: Any) -> Config:
     class FromFile(Config):
         model_config = SettingsConfigDict(toml_file=chosen)
 
-    mistakes = list(_unknown_variables())
-    try:
-        config = FromFile(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        mistakes += _explain(error)
-    except SettingsError as error:
-        mistakes.append(_unreadable(error))
-    except (OSError, ValueError) as error:
-        mistakes.append(f"{chosen}: {error}")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return config
+    return FromFile
 
 
 def _unknown_variables() -> Iterator[str]:
@@ -84,8 +98,8 @@ def _unreadable(error: SettingsError) -> str:
     return f"{variable}: {os.environ[variable]!r} is not JSON, as lists and tables have to be"
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
-    """Yield a line for each mistake: the setting, what is wrong with it, the fix."""
+def _explain(error: ValidationError, known: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each mistake: the setting, what is wrong with it, the fix, where it is."""
     for detail in error.errors():
         path = [str(part) for part in detail["loc"]]
         text = detail["msg"].removeprefix("Value error, ")
@@ -93,4 +107,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
             model = _TABLES.get(path[0], Config) if path[1:] else Config
             similar = get_close_matches(path[-1], model.model_fields, n=1)
             text = f"unknown setting: {f'did you mean {similar[0]}?' if similar else 'remove it'}"
-        yield f"{'.'.join(path)}: {text}"
+        name = ".".join(path)
+        where = origin_of(name, known)
+        flag = where in (DEFAULT, f"--{name.replace('_', '-')}")
+        yield f"{name}: {text}" + ("" if flag else f" ({where})")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from simagent.config import ConfigError
-from simagent.config_load import load_config
+from simagent.config_load import load_config, load_settings
+from simagent.config_origins import origin_of
 from simagent.engines import open_queue, open_store
 
 
@@ -186,3 +187,31 @@ def test_tasks_run_programs_of_a_machine_that_is_theirs_alone_or_that_says_so() 
 def test_credentials_of_the_agent_are_no_variables_for_tasks() -> None:
     with pytest.raises(ConfigError, match=r"^pass_env: AWS_SESSION_TOKEN may hold credentials"):
         load_config(None, pass_env=("PATH", "AWS_SESSION_TOKEN"))
+
+
+def test_a_mistake_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, "grup = 'x'\n[times]\nsweep_every = 0")
+    monkeypatch.setenv("SIMAGENT_ORPHAN_LIMIT", "5 parsecs")
+    first, second, third = sorted(refusal(file, store="x://").splitlines())[:3]
+    assert first.endswith(f"did you mean group? ({file})")
+    assert second.endswith('as "15 min" (SIMAGENT_ORPHAN_LIMIT)')
+    assert third.startswith("store: ")
+    assert not third.endswith(")")
+
+
+def test_where_each_setting_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "group = 'a'\nproject = 'b'\ntags = ['x']\n[times]\nsweep_every = 60\nring_after = 9"
+    file = written(tmp_path, text)
+    monkeypatch.setenv("SIMAGENT_PROJECT", "c")
+    monkeypatch.setenv("SIMAGENT_TIMES", '{"sweep_every": 70}')
+    config, known = load_settings(file, project="d", state_dir=None)
+    assert (config.project, config.times.sweep_every, config.times.ring_after) == ("d", 70, 9)
+    assert known == {
+        "group": str(file),
+        "project": "--project",
+        "tags": str(file),
+        "times.sweep_every": "SIMAGENT_TIMES",
+        "times.ring_after": str(file),
+    }
+    assert origin_of("slots", known) == "default"
+    assert origin_of("tags.0", known) == str(file)
