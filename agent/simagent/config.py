@@ -14,7 +14,7 @@ from pydantic_settings import (
 
 from simagent.config_mpi import MpiSettings
 from simagent.config_sources import TomlFile, at_home
-from simagent.config_urls import check_endpoint, check_queue, check_store
+from simagent.config_urls import check_endpoint, check_listen, check_queue, check_store
 from simagent.domain.ids import check_name
 from simagent.domain.quantities import Bytes, Seconds
 from simagent.domain.spec import ImageName, Name, Tag
@@ -223,6 +223,13 @@ class Config(BaseSettings):
     )
     min_free: Bytes = Field(
         256 * 2**20, description="Bytes kept free on the disk of the state folder; 0: none."
+    )
+    metrics_listen: Annotated[str, BeforeValidator(str), AfterValidator(check_listen)] | None = (
+        Field(
+            None,
+            description="Where Prometheus finds the agent's metrics, as PORT of loopback or "
+            "HOST:PORT; default: nowhere.",
+        )
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What the agent's own log tells."

@@ -93,6 +93,17 @@ def drain(
         drain_agent(config, wait=wait, undo=undo)
 
 
+@command(app, "status")
+def status(config: "Config", as_json: Json = False) -> None:
+    """Tell how this machine's agent stands, by its own word.
+
+    Exits with 0 if it answers, with 1 if none does. Asks neither the store nor the queue.
+    """
+    from simagent.cli.status import show_status
+
+    show_status(config, as_json=as_json)
+
+
 @command(app, "submit")
 def submit(
     config: "Config",

@@ -20,6 +20,7 @@ from simagent.config import Config, ConfigError
 from simagent.ports.clock import SystemClock
 from simagent.wiring.agent import open_agent
 from simagent.wiring.member import open_member
+from simagent.wiring.window import open_window
 from simagent.worker.identity import Occupant, alone_on
 from simagent.worker.orders import Detached, Interrupted, Preempted
 
@@ -37,11 +38,17 @@ def run_agent(config: Config, *, until_empty: bool) -> NoReturn:
     if config.role == "member" and until_empty:
         raise ConfigError("role: a member takes no tasks: leave --until-empty away")
     to_stderr(config)
-    with alone_on(config.state_dir, occupant(config, "agent")):
+    with (
+        alone_on(config.state_dir, occupant(config, "agent")),
+        open_window(config, "agent") as window,
+    ):
         if config.role == "member":
-            code = _Daemon(open_member(config)).run()
+            member = open_member(config)
+            window.show(member.snapshot)
+            code = _Daemon(member).run()
         else:
             agent = open_agent(config, until_empty=until_empty)
+            window.show(agent.snapshot)
             with checking(config):
                 code = _Daemon(agent).run()
     leave(code, at_once=True)

@@ -22,10 +22,12 @@ from simagent.domain.keys import TaskKeys
 from simagent.ports.clock import SystemClock
 from simagent.wiring.agent import open_agent
 from simagent.wiring.machine import open_launchers, open_runtimes
+from simagent.wiring.window import open_window
 from simagent.worker.capacity import lacking, refusal
 from simagent.worker.identity import Occupant, StateFolderInUseError, alone_on, holder_of
 from simagent.worker.journal import Journals
 from simagent.worker.orders import Detached
+from simagent.worker.window import Window
 
 _LEAVE_WITHIN = 10.0
 _LOOK_EVERY = 0.2
@@ -131,8 +133,13 @@ class Run:
 
     def here(self, config: Config) -> State:
         """Run the task to its end, in a thread of this process. Raises what the agent died of."""
+        with open_window(config, "run") as window:
+            return self._here(config, window)
+
+    def _here(self, config: Config, window: Window) -> State:
         keys = TaskKeys(self._task.project, self._task.id)
         agent = open_agent(config, only=keys)
+        window.show(agent.snapshot)
         left = [j for j in Journals(config.state_dir).all() if j.entry.keys != keys]
         for journal in left:
             say(f"task {journal.entry.task}, left by an earlier agent, is finished beside this one")

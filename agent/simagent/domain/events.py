@@ -91,6 +91,11 @@ class Event(StrEnum):
     LEASE_LOST = "lease_lost", "Another holds the task: the local run is ended.", "task epoch"
     LEASE_LATE = "lease_late", "The lease could not be renewed in time.", "task seconds error"
     JOURNAL_SET_ASIDE = "journal_set_aside", "A local record could not be read.", "path error"
+    JOURNAL_TOO_NEW = (
+        "journal_too_new",
+        "A newer version began a task here: it is left as it is.",
+        "path task epoch",
+    )
     RANKS_STARTED = (
         "ranks_started",
         "A member of a cluster runs ranks for its head.",

@@ -51,21 +51,22 @@ def open_context(config: Config, *, own_task: bool = False) -> Context:
     """
     its = settings(config, own_task=own_task)
     prepare_for(config, its.users)
+    clock = SystemClock()
+    watch = Watch(config, clock)
     cgroups = open_cgroups(config)
     identity = identify(config.state_dir, config.agent)
     cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
     machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
     journals = Journals(config.state_dir)
     existing = not journals.empty
-    clock = SystemClock()
-    store = open_store(config, existing=existing, prove=True, told=tell_of_store)
+    store = watch.store(open_store(config, existing=existing, prove=True, told=tell_of_store))
     # What it renews was claimed there.
-    lease_ledger = Ledger(open_store(config, existing=True, lease=True))
+    lease_ledger = Ledger(watch.store(open_store(config, existing=True, lease=True)))
     return Context(
         ledger=Ledger(store),
         lease_ledger=lease_ledger,
         head=open_head(config, identity, Ledger(lease_ledger.store), clock),
-        queue=open_queue(config, config.group, prove=not existing),
+        queue=watch.queue(open_queue(config, config.group, prove=not existing)),
         clock=clock,
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **machine}),
@@ -75,6 +76,8 @@ def open_context(config: Config, *, own_task: bool = False) -> Context:
         launchers=open_launchers(config),
         settings=its,
         cloud=cloud,
+        tally=watch.tally,
+        contacts=watch.of_agent,
     )
 
 

@@ -12,6 +12,7 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.wiring.machine import open_cgroups, open_images, open_launchers, open_runtimes
 from simagent.wiring.settings import settings
+from simagent.wiring.window import Watch
 from simagent.worker.cores import physical_cores
 from simagent.worker.drain import DrainFile
 from simagent.worker.entries import Entries
@@ -62,11 +63,13 @@ def _membership(config: Config) -> Membership:
     cgroups, identity = open_cgroups(config), identify(config.state_dir, config.agent)
     launchers = open_launchers(config)
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
+    clock = SystemClock()
+    watch = Watch(config, clock)
     return Membership(
         cluster=config.cluster,
         # With short timeouts: what is read of the head is to be of now.
-        ledger=Ledger(open_store(config, lease=True, told=tell_of_store)),
-        clock=SystemClock(),
+        ledger=Ledger(watch.store(open_store(config, lease=True, told=tell_of_store))),
+        clock=clock,
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits}),
         folder=config.state_dir.absolute() / "member",
@@ -78,4 +81,6 @@ def _membership(config: Config) -> Membership:
         shared_dir=config.mpi.shared_dir,
         hybrid=config.mpi.mode != "contained",
         mpi=lambda: tuple(f"{it.flavour} {it.version}" for it in launchers.installed()),
+        tally=watch.tally,
+        contacts=watch.of_member,
     )

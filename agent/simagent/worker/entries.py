@@ -9,6 +9,7 @@ import re
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -58,6 +59,8 @@ class Entries:
         self._member = member
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
+        self._newer: set[str] = set()
+        """Folders of runs that a newer version began: they end by themselves."""
         self.closed = ""
         """Why no more are begun; empty: they are."""
         member.entries.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,6 +121,8 @@ class Entries:
 
     def holds(self, folder: Path) -> bool:
         """Tell whether a runtime's folder of records is that of a run which is not over."""
+        if folder.parent.parent == self.root and folder.parent.name in self._newer:
+            return True
         entry = self._entries.get(folder.parent.name)
         return entry is not None and entry.exited is None and entry.folder == folder.parent
 
@@ -171,6 +176,9 @@ class Entries:
             raise RefusedError(
                 Reason.AGENT_ERROR, "entry: use up to 200 letters, digits, '.', '-' and '_'"
             )
+        if request.entry in self._newer:
+            why = f"{Reason.AGENT_TOO_OLD}: a newer version of the agent has begun it here"
+            raise RefusedError(Reason.AGENT_ERROR, why)
         with self._lock:
             entry = self._entries.get(request.entry)
             if entry is None:
@@ -297,7 +305,11 @@ class Entries:
         """Read what an earlier agent wrote down of a run."""
         for name in (_ENDED, _RECORD):
             try:
-                record = EntryRecord.model_validate(json.loads((folder / name).read_bytes()))
+                fields = json.loads((folder / name).read_bytes())
+                if isinstance(fields, dict) and fields.get("format", FORMAT) > FORMAT:
+                    self._leave(folder, fields)
+                    return
+                record = EntryRecord.model_validate(fields)
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, RecursionError) as error:
@@ -308,6 +320,16 @@ class Entries:
             self._entries[folder.name] = entry
             return
         remove_tree(folder)
+
+    def _leave(self, folder: Path, fields: dict[str, Any]) -> None:
+        """Leave a run as it is that a newer version began. Raises ValueError."""
+        try:
+            attempt = fields["request"]["attempt"]
+            task, epoch = attempt["task"], attempt["epoch"]
+        except (LookupError, TypeError):
+            task = epoch = None
+        log.warning(Event.JOURNAL_TOO_NEW, path=str(folder), task=task, epoch=epoch)
+        self._newer.add(folder.name)
 
     def _forget(self, entry: Entry) -> None:
         with self._lock:

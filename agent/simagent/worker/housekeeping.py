@@ -10,6 +10,7 @@ from simagent.ports.store import StoreError
 from simagent.worker.context import Context
 from simagent.worker.health import Health
 from simagent.worker.journal import Journal
+from simagent.worker.newer import NewerAttempts
 from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
@@ -35,6 +36,7 @@ class House:
         line: Line,
         refusals: Refusals | None,
         unsettled: list[Journal],
+        newer: NewerAttempts,
         store: Health,
         queue: Health,
     ) -> None:
@@ -45,6 +47,7 @@ class House:
         self._line = line
         self._refusals = refusals
         self._unsettled = unsettled
+        self._newer = newer
         self._store = store
         self._queue = queue
         self._sweeper = Sweeper(
@@ -64,16 +67,18 @@ class House:
         """
         for journal in self._unsettled:
             keep_alive(self._ctx, journal)
+        self._newer.tend()
         if self._store.paused:
             return
         if self._refusals is not None:
             self._refusals.watch()
         suspects = self._suspects.due()
         probe = self._store.failing
-        used = probe or bool(self._unsettled or suspects)
+        used = probe or self._newer.due or bool(self._unsettled or suspects)
         with self._queue.watch(QueueError, proof=False), self._store.watch(StoreError, proof=used):
             if probe:
                 self._ctx.ledger.markers(self._ctx.settings.group, after="", limit=1)
+            self._newer.look()
             self._settle()
             for task, receipt in suspects:
                 self._reception.reconsider(task, receipt, free=takes(task))

@@ -21,7 +21,9 @@ from simagent.worker.endoflife import EXIT, NO_END, End, EndOfLife, Terms
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
 from simagent.worker.housekeeping import House
+from simagent.worker.newer import NewerAttempts
 from simagent.worker.notify import Notifier
+from simagent.worker.observing import Observer
 from simagent.worker.orders import Detached, Interrupted, Preempted
 from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
@@ -29,6 +31,7 @@ from simagent.worker.reception import Reception
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.refusals import Refusals
 from simagent.worker.slots import Slots
+from simagent.worker.snapshot import Snapshot, stage_of
 from simagent.worker.threads import Threads
 
 _BATCH = 200
@@ -72,11 +75,17 @@ class Agent:
         self._order: Interrupted | None = None
         self._threads = Threads(self.wake)
         self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
+        self._newer = NewerAttempts(ctx)
         if ctx.head is not None:
             ctx.head.adopt(journal.entry for journal in self._unsettled)
-        self._slots = Slots(ctx, self._threads, slots, self._unsettled, self._changed)
+            ctx.head.adopt(self._newer.entries())
+        self._slots = Slots(
+            ctx, self._threads, slots, self._unsettled, self._changed, others=self._newer
+        )
         self._line = Line(ctx.clock, ctx.times)
-        judge = Judge(ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal)
+        judge = Judge(
+            ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal, of_newer=self._newer.has
+        )
         self._heart = Heart(ctx, self._doing) if in_fleet else None
         self._refusals = Refusals(ctx) if in_fleet else None
         self._reception = Reception(
@@ -98,10 +107,12 @@ class Agent:
             line=self._line,
             refusals=self._refusals,
             unsettled=self._unsettled,
+            newer=self._newer,
             store=self._store,
             queue=self._queue,
         )
         self._notifier = Notifier()
+        self._observer = Observer(ctx, self._slots, self._unsettled)
         self._life = EndOfLife(terms, end, ctx.clock, partial(self._threads.start, "end"))
 
     # --- Asked for from outside, also by signal handlers --------------------------------------
@@ -118,6 +129,19 @@ class Agent:
         if isinstance(order, Preempted):
             self._slots.interrupt(order)  # at once: the loop may be waiting for the store
         self._changed()
+
+    def snapshot(self) -> Snapshot:
+        """Tell how it stands. Any thread may ask; nothing is waited for."""
+        stage = stage_of(
+            self._order,
+            draining=self._closing,
+            store_fails=self._store.failing,
+            queue_fails=self._queue.failing,
+        )
+        order = () if self._order is None else (str(self._order),)
+        notices = (*order, *self._newer.notices)
+        role = "agent" if self._only is None else "run"
+        return self._observer.look(stage, role=role, text=self._status(), notices=notices)
 
     def poke(self) -> None:
         """Look at everything again at once."""
@@ -178,6 +202,7 @@ class Agent:
     def _turn(self) -> bool:
         """Do what is due, then wait for the next thing; True when there is nothing left to do."""
         self.wake.clear()
+        self._observer.turn()
         self._slots.tidy()
         if self._threads.error is not None:
             raise self._threads.error

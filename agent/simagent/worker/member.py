@@ -24,11 +24,14 @@ from simagent.worker.entry_plans import have_image
 from simagent.worker.headwatch import HeadWatch
 from simagent.worker.membership import Membership
 from simagent.worker.notify import Notifier
+from simagent.worker.observing import DiskLook, Life, view_counts, view_engine
 from simagent.worker.orders import Detached, Interrupted
 from simagent.worker.registration import Registration
 from simagent.worker.sharing import verify
+from simagent.worker.snapshot import Snapshot, stage_of
 from simagent.worker.threads import CoreThread, Threads
 from simagent.worker.users import open_the_way
+from simagent.worker.versions import Versions, ask_engines
 
 _TICK = 1.0
 _HELPERS_WITHIN = 1.0
@@ -97,6 +100,12 @@ class MemberAgent:
             member, entries, sshd, port=port, user=user, trouble=self._trouble
         )
         self._notifier = Notifier()
+        self._life = Life(member.clock)
+        self._versions = Versions(
+            lambda: ask_engines(member.runtimes, ", ".join(member.mpi())), member.clock
+        )
+        floor = member.settings.min_free
+        self._disk = DiskLook(member.folder.parent, member.images, floor)
         self._shown: object = None
 
     # --- Asked for from outside, also by signal handlers --------------------------------------
@@ -111,6 +120,36 @@ class MemberAgent:
         self._draining = True
         self._order = order
         self._wake.set()
+
+    def snapshot(self) -> Snapshot:
+        """Tell how it stands. Any thread may ask; nothing is waited for."""
+        member = self._member
+        failing = any(contact.met().failing is not None for contact in member.contacts)
+        stage = stage_of(
+            self._order, draining=self._closing, store_fails=failing, queue_fails=False
+        )
+        disk = self._disk.look(member.clock)
+        notices = (str(self._order or ""), self._watch.trouble, disk.shortage)
+        return Snapshot(
+            role="member",
+            stage=stage,
+            agent=member.identity.agent,
+            incarnation=member.identity.incarnation,
+            group=member.settings.group,
+            cluster=member.cluster,
+            text=self._text,
+            pid=os.getpid(),
+            at=member.clock.wall(),
+            started=self._life.started,
+            uptime=self._life.uptime,
+            turned=self._life.turned,
+            runs=self._entries.views(),
+            engines=tuple(map(view_engine, member.contacts)),
+            disk=disk,
+            versions=self._versions.tell(),
+            notices=tuple(filter(None, notices)),
+            counts=view_counts(member.tally),
+        )
 
     # --- The loop -----------------------------------------------------------------------------
 
@@ -153,6 +192,7 @@ class MemberAgent:
     def _turn(self) -> bool:
         """Do what is due; True when there is nothing left to do."""
         self._wake.clear()
+        self._life.turn()
         if self._threads.error is not None:
             raise self._threads.error
         if isinstance(self._order, Detached):
@@ -171,9 +211,13 @@ class MemberAgent:
         if shown != self._shown:
             self._shown = shown
             self._registration.change()
-        what = "draining, " if self._closing else f"member of {self._member.cluster}, "
-        self._notifier.status(f"{what}{count} runs of its head")
+        self._notifier.status(self._text)
         return self._closing and count == 0
+
+    @property
+    def _text(self) -> str:
+        what = "draining, " if self._closing else f"member of {self._member.cluster}, "
+        return f"{what}{self._entries.count} runs of its head"
 
     @property
     def _closing(self) -> bool:

@@ -138,11 +138,14 @@ class Judge:
         times: Times,
         *,
         can_run: Callable[[Spec], Refusal | None],
+        of_newer: Callable[[TaskKeys], bool] = lambda _task: False,
     ) -> None:
+        """``of_newer`` tells of a task that a newer agent of this machine has begun it."""
         self._ledger = ledger
         self._clock = clock
         self._times = times
         self._can_run = can_run
+        self._of_newer = of_newer
         self.suspects = Suspects(ledger, clock, times)
 
     def judge(self, task: TaskKeys, receipt: str | None = None) -> Verdict:
@@ -186,6 +189,9 @@ class Judge:
             )
         if state.kill is not None or mutations.limits_used(state, spec, lost=lost):
             return Close(lambda s: mutations.close(s, judged=judged, spec=spec, at=wall))
+        if self._of_newer(task):
+            why = f"{Reason.AGENT_TOO_OLD}: a newer agent of this machine has begun it"
+            return self._refused(why, lost=lost)
         unknown = next(unsupported(spec), None)
         refusal = Refusal(unknown, lasting=True) if unknown else self._can_run(spec)
         if refusal is not None:

@@ -1,6 +1,6 @@
 """The slots of an agent: the attempts that it carries on side by side, and what each was given."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 from simagent.domain.fleet import Carried
@@ -43,14 +43,20 @@ class Slots:
         count: int,
         unsettled: Sequence[Journal],
         changed: Callable[[], None],
+        *,
+        others: Sized = (),
     ) -> None:
-        """``changed`` is called by any thread when there is something new about what goes on."""
+        """``changed`` is called by any thread when there is something new about what goes on.
+
+        ``others`` are attempts that are not looked after, and take a slot each.
+        """
         self.count = count
         self.machine = this_machine(ctx.settings.gpus, agent=ctx.identity.agent)
         self._ctx = ctx
         self._threads = threads
         self._unsettled = unsettled
         self._changed = changed
+        self._others = others
         self._running: list[_Running] = []
         self._order: Interrupted | None = None
         self._started = 0
@@ -61,7 +67,7 @@ class Slots:
     @property
     def busy(self) -> int:
         """How many slots are taken."""
-        return len(list(self._taken()))
+        return len(list(self._taken())) + len(self._others)
 
     @property
     def free(self) -> bool:

@@ -25,7 +25,7 @@ from simagent.telemetry.metrics import Sample
 from simagent.worker.context import Context
 from simagent.worker.endings import StepLostError
 from simagent.worker.head import spanning
-from simagent.worker.journal import ARTIFACTS, Journal
+from simagent.worker.journal import ARTIFACTS, Journal, steps_folder
 from simagent.worker.orders import Detached, Orders
 from simagent.worker.plans import Over, Planned
 from simagent.worker.ranks import signal_name
@@ -260,8 +260,13 @@ def door_folder(attempt: Path, number: int) -> Path:
 
 def keep_alive(ctx: Context, journal: Journal) -> None:
     """Tell what an attempt runs on this host that an agent looks after it."""
+    keep_folder_alive(ctx, journal.folder)
+
+
+def keep_folder_alive(ctx: Context, attempt: Path) -> None:
+    """Do the same by an attempt's folder alone."""
     for runtime in ctx.runtimes.values():
-        for folder in (journal.steps, *_records(journal.folder)):
+        for folder in (steps_folder(attempt), *_records(attempt)):
             runtime.keep_alive(folder)
 
 
