@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engines.daemons import Daemon, EngineError, as_root, missing_of
@@ -33,9 +33,12 @@ def missing() -> str | None:
 
 
 class Engine:
-    """One engine; ``folder`` (a short path) is for this run of it, ``data`` keeps its images."""
+    """One engine; ``folder`` (a short path) is for this run of it, ``data`` keeps its images.
 
-    def __init__(self, folder: Path, data: Path) -> None:
+    ``within`` is a command that it is run by, as in other namespaces.
+    """
+
+    def __init__(self, folder: Path, data: Path, within: Sequence[str] = ()) -> None:
         self.folder = folder
         self.data = data
         self.socket = folder / "docker.sock"
@@ -45,6 +48,7 @@ class Engine:
             "DOCKER_CONFIG": str(folder / "config"),
         }
         """What a docker command or SDK needs to reach this engine; no login of the user's."""
+        self._within = within
         self._containerd = Daemon("containerd", folder)
         self._dockerd = Daemon("dockerd", folder)
 
@@ -61,7 +65,8 @@ class Engine:
         containerd = self.folder / "containerd.sock"
         if not self._containerd.runs():
             containerd.unlink(missing_ok=True)
-            self._containerd.launch("containerd", "--config", str(self._containerd_settings()))
+            argv = ["containerd", "--config", str(self._containerd_settings())]
+            self._containerd.launch(*self._within, *argv)
         self._containerd.wait(containerd.exists)
         if not self._dockerd.runs():
             # Somebody may not have waited yet for the process that is named in it.
@@ -73,7 +78,7 @@ class Engine:
             argv += ["--exec-root", str(self.folder / "exec")]
             argv += ["--pidfile", str(self.folder / "docker.pid")]
             argv += ["--containerd", str(containerd), "--group", str(os.getgid())]
-            self._dockerd.launch(*argv)
+            self._dockerd.launch(*self._within, *argv)
         self._dockerd.wait(self.answers)
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,15 +45,15 @@ def docker_engine() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def private_docker() -> Iterator[Callable[[], Engine]]:
+def private_docker() -> Iterator[Callable[..., Engine]]:
     """Start an engine with no images for this test alone, to be stopped, killed and frozen."""
     _needs(dockerd.missing())
     engines = []
 
-    def start() -> Engine:
+    def start(within: Sequence[str] = ()) -> Engine:
         folder = Path(tempfile.mkdtemp(prefix="simagent-engine-", dir="/tmp"))
         folder.chmod(0o755)
-        engine = Engine(folder, folder / "data")
+        engine = Engine(folder, folder / "data", within)
         engines.append(engine)
         engine.start()
         return engine

@@ -25,6 +25,7 @@ need squashfuse squashfuse # without them each start of an Apptainer image unpac
 need fusermount3 fuse3
 need mpirun.openmpi openmpi-bin # hosts of ranks are network namespaces:
 need ip iproute2
+need nft nftables # keeps tasks from a cloud's metadata server
 need hostname hostname
 docker compose version >/dev/null 2>&1 || need docker-compose docker-compose
 need newuidmap uidmap
