@@ -1,8 +1,11 @@
-"""The configuration: each field declared once, from flag > SIMAGENT_* > agent.toml > default."""
+"""The configuration: each field declared once.
+
+From flag > SIMAGENT_* > systemd's credential > agent.toml > default.
+"""
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -65,6 +68,9 @@ class Config(BaseSettings):
     """Everything that can be set, for the agent and for its clients."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    files: ClassVar[tuple[Path, ...]] = ()
+    """Those of settings."""
 
     state_dir: Annotated[Path, AfterValidator(at_home)] = Field(
         default_factory=default_state_dir, description="Where the agent keeps its own files."
@@ -277,10 +283,10 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources; agent.toml comes last."""
+        """Order the sources; of the files of settings the first outweighs the others."""
         del dotenv_settings, file_secret_settings
         return (
             init_settings,
             env_settings,
-            TomlFile(settings_cls, settings_cls.model_config.get("toml_file")),
+            *(TomlFile(settings_cls, file) for file in cls.files),
         )

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import SettingsConfigDict, SettingsError
+from pydantic_settings import SettingsError
 
 from simagent.config import PREFIX, Config, ConfigError
 from simagent.config_mpi import MpiSettings
 from simagent.config_origins import DEFAULT, origin_of, origins
-from simagent.config_sources import at_home
+from simagent.config_sources import at_home, setting_files
 from simagent.domain.times import Times
-
-SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
 
 _NO_SETTINGS = {
     "CONFIG",
@@ -53,26 +51,25 @@ def load_settings(path: Path | None = None, **flags: Any) -> tuple[Config, dict[
     except SettingsError as error:
         mistakes.append(_unreadable(error))
     except (OSError, ValueError) as error:
-        mistakes.append(f"{model.model_config.get('toml_file')}: {error}")
+        mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config, known
 
 
 def _model(path: Path | None) -> type[Config]:
-    """Give the settings with the file that they are read from. Raises `ConfigError`."""
+    """Give the settings with the files that they are read from. Raises `ConfigError`."""
     try:
         path = path and at_home(path)
     except ValueError as error:
         raise ConfigError(f"config: {error}") from None
     if path is not None and not path.is_file():
         raise ConfigError(f"config: {path} does not exist")
-    chosen = path or (SYSTEM_CONFIG if os.geteuid() == 0 and SYSTEM_CONFIG.is_file() else None)
 
-    class FromFile(Config):
-        model_config = SettingsConfigDict(toml_file=chosen)
+    class FromFiles(Config):
+        files = setting_files(path)
 
-    return FromFile
+    return FromFiles
 
 
 def _unknown_variables() -> Iterator[str]:

@@ -51,7 +51,17 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "wiring": CORE | ADAPTERS | {"worker", "client", "config", "engines"},
     "api": CORE | {"client", "config", "config_load", "wiring"},
     "cli": CORE
-    | {"worker", "client", "config", "config_load", "engines", "wiring", "api", "mpi_probe"},
+    | {
+        "worker",
+        "client",
+        "config",
+        "config_load",
+        "config_sources",
+        "engines",
+        "wiring",
+        "api",
+        "mpi_probe",
+    },
     "__main__": frozenset({"cli"}),
 }
 

@@ -38,6 +38,10 @@ Project = Annotated[
     str | None,
     typer.Option("--project", metavar="NAME", help="Project of the tasks. [SIMAGENT_PROJECT]"),
 ]
+ReadSettings = Callable[[Path | None], "tuple[Config, dict[str, str]]"]
+"""Reads the configuration, from another file if one is given, and tells where each setting comes
+from. Raises `ConfigError`."""
+
 COMMON: Mapping[str, Any] = {
     "queue": Queue,
     "store": Store,
@@ -48,18 +52,20 @@ COMMON: Mapping[str, Any] = {
 
 
 def command(
-    app: typer.Typer, name: str
+    app: typer.Typer, name: str, *, unread: bool = False
 ) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
     """Make a function a command that has the common options, too.
 
-    The function's first argument is the `Config` they make; what it returns is the exit code.
+    The function's first argument is the `Config` they make, or if ``unread`` what reads it,
+    `ReadSettings`; what it returns is the exit code.
     """
 
     def register(function: Callable[..., int | None]) -> Callable[..., int | None]:
         @functools.wraps(function)
         def call(ctx: typer.Context, **given: Any) -> None:
             flags = {option: given.pop(option) for option in COMMON}
-            raise typer.Exit(function(_config(ctx.obj or {}, flags), **given) or 0)
+            read = functools.partial(_settings, ctx.obj or {}, flags)
+            raise typer.Exit(function(read if unread else read(None)[0], **given) or 0)
 
         _, *own = inspect.signature(function).parameters.values()
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -79,12 +85,14 @@ def command(
     return register
 
 
-def _config(before: Mapping[str, Any], after: Mapping[str, Any]) -> "Config":
+def _settings(
+    before: Mapping[str, Any], after: Mapping[str, Any], file: Path | None
+) -> "tuple[Config, dict[str, str]]":
     """Read the configuration; an option after the command's name outweighs the one before it."""
     from simagent.cli.agentlog import warnings_to_stderr
-    from simagent.config_load import load_config
+    from simagent.config_load import load_settings
 
     warnings_to_stderr()
     flags = {n: before.get(n) if value is None else value for n, value in after.items()}
-    path = flags.pop("config") or os.environ.get("SIMAGENT_CONFIG")
-    return load_config(Path(path) if path else None, **flags)
+    named = flags.pop("config") or os.environ.get("SIMAGENT_CONFIG")
+    return load_settings(file or (Path(named) if named else None), **flags)
