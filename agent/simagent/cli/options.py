@@ -91,8 +91,10 @@ def _settings(
     """Read the configuration; an option after the command's name outweighs the one before it."""
     from simagent.cli.agentlog import warnings_to_stderr
     from simagent.config_load import load_settings
+    from simagent.config_sources import use_aws_keys
 
     warnings_to_stderr()
+    use_aws_keys(os.environ)
     flags = {n: before.get(n) if value is None else value for n, value in after.items()}
     named = flags.pop("config") or os.environ.get("SIMAGENT_CONFIG")
     return load_settings(file or (Path(named) if named else None), **flags)
