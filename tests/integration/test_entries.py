@@ -31,7 +31,7 @@ from simagent.worker.containers import WORKDIR
 from simagent.worker.context import Identity, Settings
 from simagent.worker.entries import FRESH, KEPT, UNASKED, Entries
 from simagent.worker.entry import EntryHold
-from simagent.worker.entry_plans import check_request, plan_entry
+from simagent.worker.entry_plans import check_gpus, check_request, plan_entry
 from simagent.worker.member import MemberDuties
 from simagent.worker.membership import Membership
 from simagent.worker.users import TaskUsers
@@ -393,6 +393,35 @@ def test_ranks_that_the_hosts_own_mpi_starts_are_in_containers_each(member: Memb
     with pytest.raises(RefusedError, match=r"mpi\.mode is contained") as caught:
         check_request(replace(member, hybrid=False), asked)
     assert caught.value.reason is Reason.UNSUPPORTED
+
+
+def test_gpus_are_given_to_ranks_here_as_on_the_head(member: Membership) -> None:
+    member = replace(contained(member, FakeImages()), gpus=("GPU-a", "GPU-b", "GPU-c"))
+    asked = request(runtime="docker", image=IMAGE, gpus=2)
+    plan = plan_entry(member, asked, member.entries / "x", "an image")
+    assert plan.sandbox is not None
+    assert (plan.sandbox.gpus, plan.sandbox.gpu_ids) == (2, ("GPU-a", "GPU-b"))
+    plan = plan_entry(replace(member, gpus=()), asked, member.entries / "x", "an image")
+    assert plan.sandbox is not None
+    assert (plan.sandbox.gpus, plan.sandbox.gpu_ids) == (2, ()), "it is not known which there are"
+
+
+def test_a_host_with_too_few_gpus_says_so(member: Membership) -> None:
+    check_gpus(member, 4)  # it is not known how many there are
+    with pytest.raises(RefusedError, match=r"gpus: 2 are asked for, 1 are here") as caught:
+        check_gpus(replace(member, gpus=("GPU-a",)), 2)
+    assert caught.value.reason is Reason.UNSUPPORTED
+
+
+def test_an_image_that_is_another_one_here_than_on_the_head_is_refused(member: Membership) -> None:
+    duties = MemberDuties(contained(member, FakeImages()), Entries(member))
+    file = "docker-archive:/images/lammps.tar"
+    duties.fetch(Fetch(runtime="docker", image=file, digest=DIGEST), NOBODY_GONE)
+    duties.fetch(Fetch(runtime="docker", image=file), NOBODY_GONE)  # a head of an older version
+    other = "sha256:" + "cd" * 32
+    with pytest.raises(RefusedError, match=r"another one here .* have the same file") as caught:
+        duties.fetch(Fetch(runtime="docker", image=file, digest=other), NOBODY_GONE)
+    assert caught.value.reason is Reason.IMAGE_UNUSABLE
 
 
 def test_why_an_image_cannot_be_had_is_passed_on(member: Membership) -> None:

@@ -78,6 +78,7 @@ class Host:
 
     def fetch(self, request: Fetch, gone: Waitable) -> Fetched:
         self.fetched.append(request.image)
+        assert request.digest == DIGEST
         if self.refuses is not None:
             raise self.refuses
         if self.slow:

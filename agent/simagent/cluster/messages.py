@@ -22,7 +22,7 @@ class Check(Record):
 
     ``folder`` is that of an attempt, beneath the shared folder of each host; the member proves
     that it is the same one by reading ``token`` there from the file `TOKEN`, as the user ``uid``,
-    and by failing to lock (fcntl) that file, which the head has locked.
+    and by failing to lock (fcntl) that file, which the head has locked. ``gpus`` are needed here.
     """
 
     ask: Literal["check"] = "check"
@@ -30,14 +30,19 @@ class Check(Record):
     token: str
     uid: int
     version: str
+    gpus: int = 0
 
 
 class Fetch(Record):
-    """Asks to have an image: answered by `Fetched` or `Refused`. ``image`` names a digest."""
+    """Asks to have an image: answered by `Fetched` or `Refused`.
+
+    ``digest`` says what it has to hold: of an image that is a file each host has its own.
+    """
 
     ask: Literal["fetch"] = "fetch"
     runtime: str
     image: str
+    digest: str = ""
 
 
 class Enter(Record):
@@ -69,6 +74,7 @@ class Enter(Record):
     shm_bytes: int | None = None
     memory_bytes: int | None = None
     cpus: float | None = None
+    gpus: int = 0
     sample_every: float = 5.0
     program: tuple[str, ...] = ()
     ranks: int = 0

@@ -20,6 +20,7 @@ from simagent.worker.identity import identify
 from simagent.worker.journal import Journals
 from simagent.worker.member import MemberAgent, MemberDuties, open_door
 from simagent.worker.membership import Membership
+from simagent.worker.shares import this_machine
 
 
 def open_member(config: Config) -> MemberAgent:
@@ -83,4 +84,5 @@ def _membership(config: Config) -> Membership:
         mpi=lambda: tuple(f"{it.flavour} {it.version}" for it in launchers.installed()),
         tally=watch.tally,
         contacts=watch.of_member,
+        gpus=this_machine(config.gpus).gpus,
     )

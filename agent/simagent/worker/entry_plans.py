@@ -5,11 +5,11 @@ import re
 from pathlib import Path, PurePosixPath
 
 from simagent.cluster.duties import RefusedError
-from simagent.cluster.messages import Enter
+from simagent.cluster.messages import Enter, Fetch
 from simagent.domain.images import parse_image
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
-from simagent.ports.images import ImageError, PullInterruptedError
+from simagent.ports.images import Image, ImageError, PullInterruptedError
 from simagent.ports.runtime import Launch, Mount, Sandbox, StepLimits, StepPlan
 from simagent.worker.containers import HOME, TEMPORARY, WORKDIR
 from simagent.worker.membership import Membership
@@ -73,14 +73,26 @@ def _check_work(member: Membership, work: Path) -> None:
         raise RefusedError(Reason.MPI_HOST_LOST, why)
 
 
+def fetch_image(member: Membership, request: Fetch, gone: Waitable) -> None:
+    """Have an image here that holds what the head's does. Raises `RefusedError`."""
+    found = _ensure(member, request.runtime, request.image, gone)
+    if request.digest not in ("", found.digest):
+        raise RefusedError(
+            Reason.IMAGE_UNUSABLE,
+            f"image {request.image} is another one here ({found.digest}) than on the head "
+            f"({request.digest}): have the same file on all hosts",
+        )
+
+
 def have_image(member: Membership, runtime: str, image: str | None, gone: Waitable) -> str | None:
     """Have an image here; give its handle, None where there is none. Raises `RefusedError`."""
-    if image is None:
-        return None
+    return None if image is None else _ensure(member, runtime, image, gone).handle
+
+
+def _ensure(member: Membership, runtime: str, image: str, gone: Waitable) -> Image:
     check_container(member, runtime)
     try:
-        ref = parse_image(image)
-        return member.images[runtime].ensure(ref, gone).handle
+        return member.images[runtime].ensure(parse_image(image), gone)
     except ImageError as error:
         raise RefusedError(error.reason, str(error)) from None
     except ValueError as error:
@@ -89,6 +101,14 @@ def have_image(member: Membership, runtime: str, image: str | None, gone: Waitab
         raise RefusedError(Reason.MPI_HOST_LOST, "the head waits for it no more") from None
     except OSError as error:
         raise RefusedError(Reason.RUNTIME_FAILED, f"{image}: {error}") from None
+
+
+def check_gpus(member: Membership, wanted: int) -> None:
+    """See that there are so many GPUs here, where they are known. Raises `RefusedError`."""
+    there = len(member.gpus)
+    if there and wanted > there:
+        why = f"resources.gpus: {wanted} are asked for, {there} are here"
+        raise RefusedError(Reason.UNSUPPORTED, why)
 
 
 def check_container(member: Membership, runtime: str) -> None:
@@ -133,13 +153,13 @@ def plan_entry(member: Membership, request: Enter, folder: Path, image: str | No
             processes=settings.max_processes,
             file_bytes=settings.max_file_bytes,
         ),
-        sandbox=None if image is None else _sandbox(request, image, folder, work),
+        sandbox=None if image is None else _sandbox(member, request, image, folder),
         user=user if image is None else None,
     )
 
 
-def _sandbox(request: Enter, image: str, folder: Path, work: Path) -> Sandbox:
-    mounts = [Mount(source=work, target=WORKDIR)]
+def _sandbox(member: Membership, request: Enter, image: str, folder: Path) -> Sandbox:
+    mounts = [Mount(source=beneath(member, request.folder), target=WORKDIR)]
     mounts += [Mount(source=folder / "tmp", target=PurePosixPath(path)) for path in TEMPORARY]
     attempt = request.attempt
     return Sandbox(
@@ -149,6 +169,8 @@ def _sandbox(request: Enter, image: str, folder: Path, work: Path) -> Sandbox:
         mounts=tuple(mounts),
         network="host",
         shm_bytes=request.shm_bytes,
+        gpus=request.gpus,
+        gpu_ids=member.gpus[: request.gpus],
         labels={
             "simagent.project": attempt.project,
             "simagent.task": attempt.task,

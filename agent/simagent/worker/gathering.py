@@ -61,12 +61,13 @@ def gather(
     with timeline.measure("gather"):
         _name(ctx, head, entry, orders)
         with _token(journal) as token:
-            check = _check(ctx, entry, token)
+            check = _check(ctx, spec, entry, token)
             ending = _ask_all(head, others, check, _CHECK_WITHIN, orders)
     image = pinned_image(spec, entry)
     if ending is None and image is not None:
         log.info("hosts fetch the image", task=entry.task, image=image, hosts=len(others))
-        fetch = Fetch(runtime=entry.runtime, image=image)
+        digest = entry.attempt.image_digest or ""
+        fetch = Fetch(runtime=entry.runtime, image=image, digest=digest)
         with timeline.measure("gather_pull"):
             ending = _ask_all(head, others, fetch, _FETCH_WITHIN, orders)
     if ending is None and not orders.to_end:
@@ -118,12 +119,13 @@ def _token(journal: Journal) -> Iterator[str]:
         yield token
 
 
-def _check(ctx: Context, entry: Entry, token: str) -> Check:
+def _check(ctx: Context, spec: Spec, entry: Entry, token: str) -> Check:
     return Check(
         folder=shared_name(entry),
         token=token,
         uid=os.geteuid() if entry.user is None else entry.user[0],
         version=ctx.identity.version,
+        gpus=(spec.resources.gpus or 0) if entry.image is not None else 0,
     )
 
 

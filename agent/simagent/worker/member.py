@@ -20,7 +20,7 @@ from simagent.worker.caretaker import Caretaker
 from simagent.worker.drain import DrainFile
 from simagent.worker.entries import Entries
 from simagent.worker.entry import EntryHold
-from simagent.worker.entry_plans import have_image
+from simagent.worker.entry_plans import check_gpus, fetch_image
 from simagent.worker.headwatch import HeadWatch
 from simagent.worker.membership import Membership
 from simagent.worker.notify import Notifier
@@ -52,11 +52,12 @@ class MemberDuties:
         if self._entries.closed:
             raise RefusedError(Reason.MPI_HOST_LOST, self._entries.closed)
         verify(self._member, request)
+        check_gpus(self._member, request.gpus)
         return Checked(host=self._member.host, version=self._member.identity.version)
 
     def fetch(self, request: Fetch, gone: Waitable) -> Fetched:
         """Have an image."""
-        have_image(self._member, request.runtime, request.image, gone)
+        fetch_image(self._member, request, gone)
         return Fetched()
 
     def enter(self, request: Enter, gone: Waitable) -> EntryHold:

@@ -21,7 +21,8 @@ class Membership:
     ``folder`` is of this role alone. ``slots`` are the ranks it takes, ``interface`` is where it is
     reached (`simagent.worker.address`), ``shared_dir`` what all hosts share, at its path here.
     With ``hybrid`` its own MPI may start ranks in images; ``mpi`` tells the versions that are
-    installed, such as ``openmpi 4.1.4``. ``contacts`` tell how it stands with the store.
+    installed, such as ``openmpi 4.1.4``. ``gpus`` names those that ranks may have, where they are
+    known. ``contacts`` tell how it stands with the store.
     """
 
     cluster: str
@@ -38,6 +39,7 @@ class Membership:
     shared_dir: Path | None = None
     hybrid: bool = True
     mpi: Callable[[], tuple[str, ...]] = tuple
+    gpus: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)
     contacts: tuple[Contact, ...] = ()
 

@@ -229,6 +229,7 @@ class Doors:
             shm_bytes=None if box is None else box.shm_bytes,
             memory_bytes=plan.limits.memory_bytes,
             cpus=plan.limits.cpus,
+            gpus=0 if box is None else box.gpus,
             sample_every=self._ctx.settings.pace.sample,
         )
 
