@@ -276,6 +276,22 @@ def test_it_waits_for_as_many_hosts_as_it_needs_and_says_so(world: World) -> Non
     assert [place.name for place in head.places()] == ["head", "a"]
 
 
+def test_it_says_when_a_host_has_joined(world: World) -> None:
+    head = world.head(size=2)
+    told: list[int] = []
+    head.on_join = lambda: told.append(head.joined)
+    head.turn()
+    assert told == [], "it waits for another one"
+    world.show("a")
+    head.turn()
+    assert told == [1]
+    world.turns(60.0, head)
+    assert told == [1]
+    world.show("a", "b")
+    head.turn()
+    assert told == [1, 2]
+
+
 def test_a_host_that_does_not_come_back_is_waited_for_a_day(world: World) -> None:
     head, other = world.head("h1"), world.head("h2")
     world.turns(LOOK_EVERY, head, other)

@@ -94,3 +94,15 @@ def test_room_is_not_kept_free_for_ever(line: Line, clock: FakeClock) -> None:
     line.refused(task(1), "r2")
     clock.advance(9 * EVERY)
     assert line.kept_for() is None
+
+
+def test_what_was_refused_for_want_of_hosts_is_looked_at_when_one_joins(line: Line) -> None:
+    line.left(task(1), "r1")
+    line.left(task(2), "r2")
+    assert line.again(0) == []
+    line.settled(task(2))
+    assert line.again(0, 1) == [(task(1), "r1")]
+    assert line.again(0, 1) == []
+    for number in range(20):
+        line.left(task(number), "r")
+    assert len(line.again(0, 2)) == 8, "bells come again by themselves"

@@ -114,6 +114,8 @@ def test_a_refused_task_that_nobody_held_is_not_rung_for(tmp_path: Path) -> None
     task = place(it.ledger, "queued")
     it.reception.reconsider(task, None)
     assert it.to_be_heard() == 0
+    assert it.line.again(0) == []
+    assert it.line.again(0, 1) == [(task, None)], "a host joined the cluster"
 
 
 def test_a_task_keeps_its_place_in_the_line_where_another_took_the_last_slot(

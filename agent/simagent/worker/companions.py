@@ -37,6 +37,7 @@ def start_companions(
     if ctx.images:
         threads.start("caretaker", partial(_caretaker(ctx).run, ended))
     if ctx.head is not None:
+        ctx.head.on_join = changed
         threads.start("strays", partial(Strays(ctx).run, ended))
     shown = {"heartbeat": heart, "head": ctx.head}
     return [

@@ -1,7 +1,7 @@
 """The head of a cluster: it leads by a lease, knows the hosts, and names what runs on them."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,10 @@ class Head:
         self._leads = False
         self.over = False
         """Set where this agent ends for good, and nothing of it runs on."""
+        self.joined = 0
+        """How often there was a host more, or all that are waited for."""
+        self.on_join: Callable[[], None] = lambda: None
+        self._there: set[str] = set()
         self._ready = False
         self._most = 1
         """The hosts that there were at a time, within a day."""
@@ -197,6 +201,11 @@ class Head:
                 log.info(Event.HOSTS_THERE, cluster=self.it.cluster, hosts=self.size)
         self._awaited = awaited
         self._ready = self._ready or not missing
+        there = {place.agent for place in self.places()} if self.trouble() is None else set()
+        if there - self._there:
+            self.joined += 1
+            self.on_join()
+        self._there = there
         count, now = len(self.places()), self._clock.now()
         if count >= self._most or now - self._most_at >= FORGOTTEN_AFTER:
             self._most, self._most_at = count, now

@@ -83,7 +83,8 @@ class House:
             for task, receipt in suspects:
                 self._reception.reconsider(task, receipt, free=takes(task))
             if self._slots.free and not closing:
-                for task, receipt in self._line.again(self._slots.ended):
+                joined = self._ctx.head.joined if self._ctx.head is not None else 0
+                for task, receipt in self._line.again(self._slots.ended, joined):
                     self._reception.reconsider(task, receipt, free=takes(task))
             if self._sweeper.due() and not closing:
                 self._sweeper.sweep_if_due()

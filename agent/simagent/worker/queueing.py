@@ -32,6 +32,9 @@ class Line:
     next: until it has found room, or was taken elsewhere, nothing else is begun here; after
     sixty times that long, what was kept free is given to others, and its wait begins anew.
 
+    So are those that were refused for another reason, as soon as a host more has joined the cluster
+    that the agent leads.
+
     Who has refused several shortly after another hears no more for a while: each bell that is heard
     in vain is hidden from those who could take it.
     """
@@ -43,6 +46,8 @@ class Line:
         self._refused: deque[float] = deque(maxlen=_MOST)
         self._looked = clock.now()
         self._ended = 0
+        self._left: dict[TaskKeys, str | None] = {}
+        self._joined = 0
         self._kept_for: TaskKeys | None = None
 
     @property
@@ -81,15 +86,28 @@ class Line:
             self._waiting[task] = _Waiting(now, receipt)
         return True
 
-    def settled(self, task: TaskKeys) -> None:
-        """Note that a task no longer waits for room here."""
-        self._waiting.pop(task, None)
+    def left(self, task: TaskKeys, receipt: str | None) -> None:
+        """Note that a task cannot run here just now for another reason than room."""
+        self._left[task] = receipt
+        if len(self._left) > _MOST:
+            del self._left[next(iter(self._left))]
 
-    def again(self, ended: int) -> list[tuple[TaskKeys, str | None]]:
+    def settled(self, task: TaskKeys) -> None:
+        """Note that a task no longer waits here."""
+        self._waiting.pop(task, None)
+        self._left.pop(task, None)
+
+    def again(self, ended: int, joined: int = 0) -> list[tuple[TaskKeys, str | None]]:
         """List the tasks to be looked at again, with their bells' receipts.
 
-        ``ended`` counts what has made room so far.
+        ``ended`` counts what has made room so far, ``joined`` when hosts came.
         """
+        if joined != self._joined:
+            self._joined = joined
+            return [*self._left.items(), *self._due(ended)]
+        return self._due(ended)
+
+    def _due(self, ended: int) -> list[tuple[TaskKeys, str | None]]:
         now = self._clock.now()
         if ended == self._ended and now - self._looked < self._every:
             return []

@@ -137,6 +137,8 @@ class Reception:
         if end is not None:
             self._close(task, end, receipt)
             return
+        if self._line is not None:
+            self._line.left(task, receipt)
         self._refuse(task, receipt, verdict.seconds, verdict.why)
         if verdict.lost and receipt is None:
             self._call_others(task, None)
