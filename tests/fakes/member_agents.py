@@ -1,12 +1,14 @@
 """A member agent as the relay sees it: a socket where requests are answered, shells are run."""
 
 import json
+import math
 import os
 import select
 import signal
 import socket
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ class FakeMember:
         self.left: list[str] = []
         """Entries that were ended because their connection closed."""
         self.told_to_leave: list[float] = []
+        self.departs: dict[str, Any] | None = None
+        """Once it is set, heads are told that this host goes away."""
         self.deaf = False
         """With it, nobody is told to leave."""
         self._stop = threading.Event()
@@ -110,8 +114,14 @@ class FakeMember:
         process = self.entries[entry]
         _say(connection, {"event": "started"})
         _say(connection, {"event": "sampled", "sample": {"cpu": 1.5}})
+        told = False
         while process.poll() is None:
-            said = lines.next(until=process)
+            if self.departs is not None and not told:
+                told = True
+                _say(connection, {"event": "departs", **self.departs})
+            said = lines.next(until=process, for_=0.1)
+            if said == {}:
+                continue
             if stop.is_set():
                 return
             if said is None and process.poll() is None:
@@ -132,9 +142,17 @@ class _Lines:
         self._stop = stop
         self._rest = b""
 
-    def next(self, until: subprocess.Popen[bytes] | None = None) -> dict[str, Any] | None:
-        """Give the next line; None at the end, when told to stop, or when a process has ended."""
+    def next(
+        self, until: subprocess.Popen[bytes] | None = None, for_: float = math.inf
+    ) -> dict[str, Any] | None:
+        """Give the next line; None at the end, when told to stop, or when a process has ended.
+
+        Nothing where there is none ``for_`` so many seconds.
+        """
+        deadline = time.monotonic() + for_
         while b"\n" not in self._rest:
+            if time.monotonic() > deadline:
+                return {}
             if self._stop.is_set() or (until is not None and until.poll() is not None):
                 return None
             if select.select([self._connection], [], [], 0.02)[0]:

@@ -51,6 +51,7 @@ class MemberLab:
         self.agent = "vm2"
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[str] = []
+        self.settings: dict[str, str] = {}
         self._mpi = {
             "shared_dir": str(self.shared),
             "interface": "lo",
@@ -77,7 +78,8 @@ class MemberLab:
             "TIMES": json.dumps({"heartbeat_every": 1.0, "renew_every": 0.5, "agent_ttl": 3.0}),
             "MPI": json.dumps(self._mpi),
         }
-        env = {f"SIMAGENT_{name}": value for name, value in (own | settings).items()}
+        given = own | self.settings | settings
+        env = {f"SIMAGENT_{name}": value for name, value in given.items()}
         argv = command or ("agent", "--role", "member", "--cluster", CLUSTER)
         self.process = subprocess.Popen(
             [*self.python, "-m", "simagent", *argv],

@@ -21,7 +21,7 @@ from simagent.cluster import token as token_program
 from simagent.cluster.calls import HostRefusedError
 from simagent.cluster.duties import Hold, RefusedError
 from simagent.cluster.entrance import Entrance
-from simagent.cluster.messages import TOKEN, Check, Checked, Enter, Fetch, Fetched
+from simagent.cluster.messages import TOKEN, Check, Checked, Departs, Enter, Fetch, Fetched
 from simagent.cluster.ssh import HeadKey
 from simagent.domain import keys
 from simagent.domain.cluster import Head as Record
@@ -56,6 +56,7 @@ class Host:
         self.fetched: list[str] = []
         self.refuses: RefusedError | None = None
         self.slow = False
+        self.departs = Wake()
         self._stop = Wake()
         folder.mkdir()
         entrance = Entrance(self.socket, self, SystemClock(), users=[os.geteuid()])
@@ -64,6 +65,9 @@ class Host:
             target=entrance.serve, args=(listener, self._stop), daemon=True
         )
         self._thread.start()
+
+    def departure(self) -> Departs:
+        raise AssertionError("it stays")
 
     def check(self, request: Check) -> Checked:
         user = (str(request.uid), str(os.getegid()))

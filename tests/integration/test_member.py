@@ -12,11 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from fakes import clouds
+from fakes.clouds import Metadata
 from fakes.memberlab import CLUSTER, MemberLab, pid_in, wait_for
 from fakes.steps import alive
 from simagent.cluster.calls import ask
 from simagent.cluster.connection import Connection, HostLostError, HostRefusedError
-from simagent.cluster.messages import TOKEN, Checked, Enter, Exited, Refused, Sampled, Started
+from simagent.cluster.messages import (
+    TOKEN,
+    Checked,
+    Departs,
+    Enter,
+    Exited,
+    Refused,
+    Sampled,
+    Started,
+)
 from simagent.domain.cluster import Spanning
 
 SLEEPER = "echo $$ >pid; exec sleep 600"
@@ -197,6 +208,31 @@ def test_sigterm_lets_go_and_ctrl_c_twice_ends_what_runs(lab: MemberLab) -> None
         assert lab.process.wait(30) == 0
         assert not alive(pid)
     assert lab.record() is None
+
+
+def test_a_member_that_is_taken_away_tells_its_head_and_ends_in_time(lab: MemberLab) -> None:
+    with Metadata(clouds.aws()) as server:
+        lab.settings = {"CLOUD": "aws", "CLOUD_ENDPOINT": server.endpoint}
+        lab.ready()
+        stubborn = "trap '' TERM; echo $$ >pid; while :; do sleep 0.1; done"
+        with Connection(lab.relay(), lab.enter(stubborn)) as connection:
+            started(connection)
+            pid = pid_in(lab.work / "pid")
+            began = time.monotonic()
+            server.answers.update(clouds.aws_interruption(time.time() + 27))
+            departs = next(e for e in iter(lambda: connection.next(30.0), None) if told_of(e))
+            assert isinstance(departs, Departs)
+            assert "AWS is going to terminate" in departs.why
+            assert 0 < departs.left <= 9.0
+            assert lab.process is not None
+            assert lab.process.wait(30) == 0
+            assert time.monotonic() - began < 5.0 + 9.0 + 3.0, "it asks every five seconds"
+            assert not alive(pid)
+    assert lab.record() is None, "its head is not to look for it any more"
+
+
+def told_of(event: object) -> bool:
+    return isinstance(event, Departs)
 
 
 def test_a_drained_member_takes_nothing_more_and_ends_with_what_it_runs(lab: MemberLab) -> None:

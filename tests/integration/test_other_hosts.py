@@ -369,6 +369,23 @@ def test_preemption_ends_all_ranks(cluster: Cluster) -> None:
     nothing_left(cluster, task)
 
 
+def test_a_host_that_goes_away_has_the_task_given_back_with_its_name(cluster: Cluster) -> None:
+    with cluster.up():
+        task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
+        cluster.everywhere(task)
+        cluster.members["vm3"].departs = {"why": "the cloud takes this machine", "left": 15.0}
+        state = cluster.until(
+            lambda: s if (s := cluster.client.state(task)).lease is None else None
+        )
+        assert (state.status, state.counters.preemptions) == ("queued", 1)
+        assert state.attempts[0].reason == "preempted"
+        assert state.attempts[0].message == "host vm3: the cloud takes this machine"
+        assert "vm3" in [name for name, _ in cluster.heads[0].doubted]
+        cluster.client.kill(task, by="the test", grace=0.1)
+        cluster.finish(task)
+    nothing_left(cluster, task)
+
+
 def test_a_broker_that_is_killed_ends_the_step(cluster: Cluster) -> None:
     with cluster.up():
         task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)

@@ -15,6 +15,7 @@ from simagent.cluster.messages import (
     Beat,
     Check,
     Checked,
+    Departs,
     Enter,
     Exited,
     Fetch,
@@ -64,6 +65,10 @@ class FakeRun:
 @dataclass
 class FakeDuties:
     run: FakeRun
+    departs: Wake = field(default_factory=Wake)
+
+    def departure(self) -> Departs:
+        return Departs(why="the machine goes", left=9.0)
 
     def check(self, request: Check) -> Checked:
         raise RuntimeError("a bug\nof two lines")
@@ -86,7 +91,8 @@ class Talk:
         self.ours.settimeout(30.0)
         self._said = self.ours.makefile()
         self.began = self.clock.now()
-        talk = Conversation(theirs, FakeDuties(self.run), self.clock, self.stop)
+        self.duties = FakeDuties(self.run)
+        talk = Conversation(theirs, self.duties, self.clock, self.stop)
         self._theirs = theirs
         self.thread = threading.Thread(target=talk.run)
         self.thread.start()
@@ -152,6 +158,16 @@ def test_a_run_is_sampled_until_it_is_left_and_over(talk: Talk) -> None:
     talk.over()
     assert talk.run.left == [(2.0, "the head ended it")]
     assert talk.run.released
+
+
+def test_a_head_is_told_once_that_the_host_goes_away(talk: Talk) -> None:
+    talk.say(ENTER)
+    talk.hear("started")
+    talk.duties.departs.set()
+    assert talk.hear("departs") == {"event": "departs", "why": "the machine goes", "left": 9.0}
+    talk.hear("sampled")
+    talk.say(Leave(grace=2.0))
+    assert talk.hear("exited")["code"] == 7
 
 
 def test_a_leave_takes_no_longer_than_the_step_may(talk: Talk) -> None:

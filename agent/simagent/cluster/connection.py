@@ -20,6 +20,7 @@ from simagent.cluster.messages import (
     Beat,
     Check,
     Checked,
+    Departs,
     Enter,
     Exited,
     Fetch,
@@ -33,7 +34,7 @@ from simagent.cluster.relay import Lines
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, poll_timeout
 
-Told = Checked | Fetched | Started | Sampled | Exited | Refused
+Told = Checked | Fetched | Started | Sampled | Departs | Exited | Refused
 """What a member says, but for its beats."""
 
 _BEAT: Final = Beat().model_dump_json().encode() + b"\n"

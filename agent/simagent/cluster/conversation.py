@@ -17,6 +17,7 @@ from simagent.cluster.messages import (
     Beat,
     Check,
     Checked,
+    Departs,
     Enter,
     Exited,
     Fetch,
@@ -96,6 +97,7 @@ class Conversation:
         self._stop = stop
         self._told = clock.now()
         self._unread: list[bytes] = []
+        self._parted = False
 
     def run(self) -> None:
         """Answer."""
@@ -169,7 +171,8 @@ class Conversation:
             pause = self._until_beat()
             if not given_up:
                 pause = min(pause, max(0.0, sample_at - self._clock.now()))
-            exited = hold.wait(pause, hold.taken, self._stop, *self._lines.sources)
+            wakes = () if self._parted else (self._duties.departs,)
+            exited = hold.wait(pause, hold.taken, self._stop, *wakes, *self._lines.sources)
             if exited is not None:
                 self._tell(exited)
                 return
@@ -180,7 +183,14 @@ class Conversation:
             if self._clock.now() >= sample_at and not self._lines.closed:
                 self._tell(hold.sample())
                 sample_at = self._clock.now() + every
+            self._part()
             self._beat()
+
+    def _part(self) -> None:
+        """Tell once that this host goes away."""
+        if not self._parted and self._clock.wait(0, self._duties.departs):
+            self._parted = True
+            self._tell(self._duties.departure())
 
     def _obey(self, line: bytes, hold: Hold, request: Enter) -> None:
         with suppress(ValidationError):  # beats, and what newer heads may say
@@ -204,7 +214,9 @@ class Conversation:
         log.warning("refused to the head", reason=reason.value, why=why)
         self._tell(Refused(reason=reason.value, why=why))
 
-    def _tell(self, event: Beat | Checked | Fetched | Started | Sampled | Exited | Refused) -> None:
+    def _tell(
+        self, event: Beat | Checked | Fetched | Started | Sampled | Departs | Exited | Refused
+    ) -> None:
         if self._lines.closed:
             return
         try:

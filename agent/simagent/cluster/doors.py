@@ -9,7 +9,7 @@ from typing import Final
 from simagent.cluster.asks import Ask, Reply
 from simagent.cluster.connection import PACE, Connection, HostLostError, HostRefusedError, Pace
 from simagent.cluster.happenings import Happening, now
-from simagent.cluster.messages import Enter, Exited, Refused, Sampled, Started
+from simagent.cluster.messages import Departs, Enter, Exited, Refused, Sampled, Started
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import SystemClock, Waitable, Wake
 
@@ -117,6 +117,8 @@ class Door:
                         self._happened("entered")
                     case Sampled():
                         self._happened("sampled", sample=event.sample)
+                    case Departs():
+                        self._happened("departs", why=event.why, left=event.left)
                     case None if self._until is not None:
                         raise HostLostError(f"it did not end its ranks within {self._limit:g} s")
                     case None:

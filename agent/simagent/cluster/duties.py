@@ -2,7 +2,16 @@
 
 from typing import Protocol
 
-from simagent.cluster.messages import Check, Checked, Enter, Exited, Fetch, Fetched, Sampled
+from simagent.cluster.messages import (
+    Check,
+    Checked,
+    Departs,
+    Enter,
+    Exited,
+    Fetch,
+    Fetched,
+    Sampled,
+)
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable
 
@@ -40,6 +49,13 @@ class Duties(Protocol):
 
     ``gone`` is ready when nobody waits for the answer any more.
     """
+
+    @property
+    def departs(self) -> Waitable:
+        """Ready once the member is about to go away; then `departure` tells of it."""
+
+    def departure(self) -> Departs:
+        """Tell why the member goes away, and when."""
 
     def check(self, request: Check) -> Checked:
         """See whether this host can take part."""

@@ -16,14 +16,15 @@ _MOST_READ = 8 << 20
 _FEWER_SAMPLES_EACH = 16 << 20
 """Bytes of the file after which only every eighth sample is kept, then every 64th, and so on."""
 
-Kind = Literal["ready", "entered", "sampled", "exited", "lost", "refused"]
+Kind = Literal["ready", "entered", "sampled", "departs", "exited", "lost", "refused"]
 
 
 class Happening(Record):
     """A line of what the broker tells: something that happened on a ``host``, by its name.
 
     ``ready`` comes first, and is of no host. ``lost`` and ``refused`` say ``why``; ``refused`` has
-    a Reason's value as ``reason``. ``exited`` has a ``code`` or ``signal``, and as ``why`` what
+    a Reason's value as ``reason``. ``departs`` says ``why`` the host goes away, and that all there
+    has to be over in ``left`` seconds. ``exited`` has a ``code`` or ``signal``, and as ``why`` what
     there is to say of it. One of these three is the last of an ``entry``. ``at`` is Unix time.
     """
 
@@ -36,6 +37,7 @@ class Happening(Record):
     reason: str = ""
     code: int | None = None
     signal: int | None = None
+    left: float | None = None
     sample: dict[str, int | float | str | list[float] | None] | None = None
 
 

@@ -120,6 +120,14 @@ class Sampled(Record):
     sample: dict[str, int | float | str | list[float] | None]
 
 
+class Departs(Record):
+    """The member goes away: what was started has to be over in ``left`` seconds."""
+
+    event: Literal["departs"] = "departs"
+    why: str
+    left: float
+
+
 class Exited(Record):
     """The daemon ended, and nothing of it is left on the member."""
 
@@ -139,11 +147,12 @@ class Refused(Record):
 
 Request = Annotated[Check | Fetch | Enter, Field(discriminator="ask")]
 Event = Annotated[
-    Beat | Checked | Fetched | Started | Sampled | Exited | Refused, Field(discriminator="event")
+    Beat | Checked | Fetched | Started | Sampled | Departs | Exited | Refused,
+    Field(discriminator="event"),
 ]
 REQUEST: TypeAdapter[Check | Fetch | Enter] = TypeAdapter(Request)
-EVENT: TypeAdapter[Beat | Checked | Fetched | Started | Sampled | Exited | Refused] = TypeAdapter(
-    Event
+EVENT: TypeAdapter[Beat | Checked | Fetched | Started | Sampled | Departs | Exited | Refused] = (
+    TypeAdapter(Event)
 )
 
 TOKEN: Final = ".simagent-token"  # noqa: S105 - the name of a file

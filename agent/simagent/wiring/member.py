@@ -4,6 +4,7 @@ import os
 import pwd
 from dataclasses import replace
 
+from simagent.clouds.choice import choose, facts
 from simagent.cluster.entrance import Entrance, EntranceError
 from simagent.cluster.sshd import Sshd, relay_command
 from simagent.config import Config, ConfigError
@@ -64,6 +65,7 @@ def _membership(config: Config) -> Membership:
     cgroups, identity = open_cgroups(config), identify(config.state_dir, config.agent)
     launchers = open_launchers(config)
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
+    cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
     clock = SystemClock()
     watch = Watch(config, clock)
     return Membership(
@@ -72,7 +74,8 @@ def _membership(config: Config) -> Membership:
         ledger=Ledger(watch.store(open_store(config, lease=True, told=tell_of_store))),
         clock=clock,
         times=config.times,
-        identity=replace(identity, machine={**identity.machine, **limits}),
+        identity=replace(identity, machine={**identity.machine, **limits, **facts(cloud)}),
+        cloud=cloud,
         folder=config.state_dir.absolute() / "member",
         runtimes=open_runtimes(config, cgroups, agent=identity.agent),
         images=open_images(config),

@@ -22,6 +22,7 @@ from simagent.domain.state import Record
 from simagent.ports.clock import Waitable
 from simagent.ports.runtime import Runtime, RuntimeFailedError, Step, StepExit, StepPlan
 from simagent.transfer.removal import remove_tree
+from simagent.worker.departure import Departure
 from simagent.worker.durable import write_durably
 from simagent.worker.entry import Entry, EntryHold
 from simagent.worker.entry_plans import check_request, have_image, lay_entry, plan_entry
@@ -63,6 +64,7 @@ class Entries:
         """Folders of runs that a newer version began: they end by themselves."""
         self.closed = ""
         """Why no more are begun; empty: they are."""
+        self.departure = Departure(member.clock)
         member.entries.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in sorted(member.entries.iterdir()):
             self._recover(folder)

@@ -11,7 +11,7 @@ import structlog
 
 from simagent.cluster.duties import RefusedError
 from simagent.cluster.entrance import Entrance
-from simagent.cluster.messages import Check, Checked, Enter, Fetch, Fetched
+from simagent.cluster.messages import Check, Checked, Departs, Enter, Fetch, Fetched
 from simagent.cluster.sshd import Sshd
 from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
@@ -23,9 +23,10 @@ from simagent.worker.entry import EntryHold
 from simagent.worker.entry_plans import check_gpus, fetch_image
 from simagent.worker.headwatch import HeadWatch
 from simagent.worker.membership import Membership
+from simagent.worker.notices import NoticeWatch
 from simagent.worker.notify import Notifier
 from simagent.worker.observing import DiskLook, Life, view_counts, view_engine
-from simagent.worker.orders import Detached, Interrupted
+from simagent.worker.orders import Detached, Interrupted, Preempted
 from simagent.worker.registration import Registration
 from simagent.worker.sharing import verify
 from simagent.worker.snapshot import Snapshot, stage_of
@@ -35,6 +36,10 @@ from simagent.worker.versions import Versions, ask_engines
 
 _TICK = 1.0
 _HELPERS_WITHIN = 1.0
+_SHARE_OF_HEADS = 0.6
+"""Of the time that is left when the machine goes away: then the ranks are ended from here."""
+_HEADS_TIME = 5.0
+"""Seconds that heads get where a person waits."""
 _DRAINING = "it takes no more ranks: its agent is being drained"
 
 log = structlog.get_logger()
@@ -59,6 +64,15 @@ class MemberDuties:
         """Have an image."""
         fetch_image(self._member, request, gone)
         return Fetched()
+
+    @property
+    def departs(self) -> Waitable:
+        """Ready once this host is about to go away."""
+        return self._entries.departure.announced
+
+    def departure(self) -> Departs:
+        """Tell why this host goes away, and when."""
+        return self._entries.departure.told()
 
     def enter(self, request: Enter, gone: Waitable) -> EntryHold:
         """Start a run, or give the one that was started for the same entry before."""
@@ -92,7 +106,7 @@ class MemberAgent:
         self._drain_file = drain
         self._draining = False
         self._order: Interrupted | None = None
-        self._deadline = 0.0
+        self._deadline = self._end_at = 0.0
         self._ended = Wake()
         self._wake = Wake()
         self._threads = Threads(self._wake)
@@ -118,6 +132,14 @@ class MemberAgent:
 
     def interrupt(self, order: Interrupted) -> None:
         """Return soon: what runs is left to the next agent where the order lets go, else ended."""
+        if isinstance(order, Preempted):
+            now = self._member.clock.now()
+            until = order.until or now + self._member.settings.give_back_within
+            self._deadline = until
+            # First the head may end the step, so that its task is given back in good order.
+            hasty = now + _HEADS_TIME if order.until is None else until
+            self._end_at = min(hasty, now + _SHARE_OF_HEADS * (until - now))
+            self._entries.departure.announce(str(order), until)
         self._draining = True
         self._order = order
         self._wake.set()
@@ -184,6 +206,9 @@ class MemberAgent:
         member, start = self._member, self._threads.start
         watch = partial(self._drain_file.watch, member.clock, self._ended, self._wake.set)
         start("drain", partial(watch, self.interrupt))
+        if member.cloud is not None:
+            notices = NoticeWatch(member.cloud, member.clock, self.interrupt)
+            start("notices", partial(notices.run, self._ended))
         start("entrance", partial(self._entrance.serve, self._listener, self._ended))
         start("head", partial(self._watch.run, self._ended))
         if member.images:
@@ -198,20 +223,18 @@ class MemberAgent:
             raise self._threads.error
         if isinstance(self._order, Detached):
             return True
-        entries, clock = self._entries, self._member.clock
+        entries = self._entries
         entries.closed = _DRAINING if self._closing else ""
+        if isinstance(self._order, Preempted):
+            entries.closed = str(self._order)
         entries.tend()
         count = entries.count
-        if self._order is not None:
-            if not self._deadline:
-                within = self._member.settings.give_back_within
-                self._deadline = clock.now() + within
-                entries.end_all(str(self._order), within / 2)
-            return count == 0 or clock.now() > self._deadline
         shown = (entries.running(), entries.closed, self._watch.trouble)
         if shown != self._shown:
             self._shown = shown
             self._registration.change()
+        if self._order is not None:
+            return self._part(self._order, count)
         self._notifier.status(self._text)
         return self._closing and count == 0
 
@@ -219,6 +242,13 @@ class MemberAgent:
     def _text(self) -> str:
         what = "draining, " if self._closing else f"member of {self._member.cluster}, "
         return f"{what}{self._entries.count} runs of its head"
+
+    def _part(self, order: Interrupted, count: int) -> bool:
+        """See that what runs ends in time; True when there is nothing left, or no time."""
+        now = self._member.clock.now()
+        if now >= self._end_at:
+            self._entries.end_all(str(order), (self._deadline - now) / 2)
+        return count == 0 or now > self._deadline
 
     @property
     def _closing(self) -> bool:

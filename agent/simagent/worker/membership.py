@@ -7,6 +7,7 @@ from pathlib import Path
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
+from simagent.ports.cloud import Cloud
 from simagent.ports.images import Images
 from simagent.ports.runtime import Runtime
 from simagent.telemetry.contact import Contact
@@ -38,6 +39,7 @@ class Membership:
     interface: str | None = None
     shared_dir: Path | None = None
     hybrid: bool = True
+    cloud: Cloud | None = None
     mpi: Callable[[], tuple[str, ...]] = tuple
     gpus: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)

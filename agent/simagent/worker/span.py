@@ -26,7 +26,7 @@ from simagent.worker.context import Context
 from simagent.worker.endings import StepLostError
 from simagent.worker.head import spanning
 from simagent.worker.journal import ARTIFACTS, Journal, steps_folder
-from simagent.worker.orders import Detached, Orders
+from simagent.worker.orders import Detached, Orders, Preempted
 from simagent.worker.plans import Over, Planned
 from simagent.worker.ranks import signal_name
 from simagent.worker.spanning import pinned_image, shared_name
@@ -83,6 +83,8 @@ class Doors:
         """That the broker ended by itself, and with it all there was elsewhere; else empty."""
         self.died = ""
         """On which host MPI's own daemon was ended by a signal; empty where none was."""
+        self.departs: Preempted | None = None
+        """That a host is about to go away, if one is."""
 
     def open(self) -> None:
         """Start the broker, and wait until it takes asks. Raises `StepLostError`, OSError.
@@ -170,6 +172,11 @@ class Doors:
             case "sampled" if event.sample is not None:
                 if event.at > self._sampled_before:
                     self._samples.append(event.sample | {"host": host})
+            case "departs" if event.left is not None:
+                late = max(0.0, self._ctx.clock.wall() - event.at)
+                until = self._ctx.clock.now() + max(0.0, event.left - late)
+                self.departs = self.departs or Preempted(f"host {host}: {event.why}", until)
+                self._doubt(host, event.why)
             case "lost" | "refused":
                 why = f"host {host}: {event.why}"
                 log.warning("host lost", task=self._journal.entry.task, host=host, error=event.why)

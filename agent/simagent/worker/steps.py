@@ -235,6 +235,8 @@ class StepRunner:
             self._orders.wake.clear()
             if doors is not None:
                 doors.look()
+                if doors.departs is not None and not stopped:
+                    self._orders.interrupt(doors.departs)
             if self._orders.interrupted is not None:
                 self._leave(step, doors, self._orders.interrupted)
             if stopped:
