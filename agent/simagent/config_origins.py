@@ -1,6 +1,5 @@
 """Tells of each setting where it comes from."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic_settings import (
 )
 
 from simagent.config import PREFIX, Config
+from simagent.config_sources import CONFIG_CREDENTIAL
 
 DEFAULT = "default"
 
@@ -65,9 +65,6 @@ def _label(source: PydanticBaseSettingsSource, name: str) -> str:
 
 
 def _file(path: object) -> str:
-    if not isinstance(path, Path):
-        return str(path)
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder and path.is_relative_to(folder):
-        return f"credential {path.name}"
+    if isinstance(path, Path) and path.name == CONFIG_CREDENTIAL:
+        return f"credential {CONFIG_CREDENTIAL}"
     return str(path)

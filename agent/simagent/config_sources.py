@@ -58,7 +58,8 @@ class TomlFile(TomlConfigSettingsSource):
         try:
             super().__init__(settings_cls, file)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{file}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else None
+            raise ValueError(f"{file}: {why or error}") from error
         self._file = file
 
     def __call__(self) -> dict[str, Any]:

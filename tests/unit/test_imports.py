@@ -44,7 +44,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "config": BASE | {"config_mpi", "config_sources", "config_urls"},
     "config_load": BASE | {"config", "config_mpi", "config_origins", "config_sources"},
     "config_mpi": frozenset({"domain"}),
-    "config_origins": frozenset({"config"}),
+    "config_origins": frozenset({"config", "config_sources"}),
     "config_sources": frozenset(),
     "config_urls": frozenset(),
     "engines": BASE | {"queues", "stores", "config"},
@@ -56,6 +56,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
         "client",
         "config",
         "config_load",
+        "config_origins",
         "config_sources",
         "engines",
         "wiring",
@@ -70,8 +71,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 OF_THE_MACHINE = frozenset(
     {
         "cluster_check",
+        "config_check",
         "daemon",
         "doctor",
+        "doctor_engines",
         "doctor_mpi",
         "doctor_users",
         "draining",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simagent.cli.app import Id, Ids, Json, NewId, OutputDir, SpecFile, app
+from simagent.cli.config_command import config as config_app
 from simagent.cli.file_commands import download, ls, sync, tail
 from simagent.cli.image_commands import images
 from simagent.cli.mpi_command import mpi
@@ -258,6 +259,7 @@ def prune(
     prune_tasks(config, older_than=older_than, yes=yes)
 
 
+app.add_typer(config_app)
 app.add_typer(images)
 app.add_typer(mpi)
 

@@ -2,34 +2,25 @@
 
 import os
 import platform
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import psutil
-import typer
 
 from simagent import __version__
-from simagent.cli import doctor_mpi, doctor_users
-from simagent.cli.finding import Check
-from simagent.cli.text import put, put_json, size
+from simagent.cli import doctor_engines, doctor_mpi, doctor_users
+from simagent.cli.finding import Check, put_checks
+from simagent.cli.text import put_json, size
 from simagent.config import Config, ConfigError
-from simagent.engines import open_store, try_queue
-from simagent.ports.queue import QueueError
 from simagent.ports.runtime import Runtime
-from simagent.ports.store import StoreError
 from simagent.wiring.machine import find_cgroups, open_runtimes
 from simagent.worker.choice import CONTAINERS
-from simagent.worker.disk import free_bytes
 
-_LITTLE_SPACE = 2**30
 _OWN_CGROUP = "run the agent as root, or: systemd-run --user --scope -p Delegate=yes simagent agent"
 _PACKAGES = {"docker": "docker.io", "apptainer": "apptainer squashfuse uidmap"}
-_COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
 def examine(config: Config, *, as_json: bool) -> int:
@@ -38,14 +29,7 @@ def examine(config: Config, *, as_json: bool) -> int:
     if as_json:
         put_json({"version": __version__, "checks": [asdict(check) for check in checks]})
     else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            verdict = check.verdict.ljust(7)
-            if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-                verdict = typer.style(verdict, fg=_COLOURS[check.verdict])
-            put(f"{verdict}  {check.name.ljust(width)}  {check.text}")
-            if check.fix:
-                put(f"{' ' * (9 + width)}  -> {check.fix}")
+        put_checks(checks)
     return int(any(check.verdict == "missing" for check in checks))
 
 
@@ -57,56 +41,6 @@ def _machine(config: Config) -> Iterator[Check]:
     memory = psutil.virtual_memory()
     yield Check("cores", "ok", f"{cores} usable, of {os.cpu_count() or cores}")
     yield Check("memory", "ok", f"{size(memory.available)} free of {size(memory.total)}")
-
-
-def _state_dir(config: Config) -> Iterator[Check]:
-    path = config.state_dir.absolute()
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        yield Check("state folder", "ok", str(path))
-    else:
-        fix = "name another with --state-dir, or SIMAGENT_STATE_DIR"
-        yield Check("state folder", "missing", f"{existing} cannot be written to", fix)
-    free = free_bytes(existing)
-    fix = "simagent prune --older-than 30d, or name another --state-dir"
-    text = f"{size(free)} free in {existing}"
-    if free < config.min_free:
-        text += f", less than min_free ({size(config.min_free)}): no task is taken"
-        yield Check("disk", "missing", text, fix)
-    elif free < _LITTLE_SPACE:
-        yield Check("disk", "note", text, fix)
-    else:
-        yield Check("disk", "ok", text)
-
-
-def _store(config: Config) -> Iterator[Check]:
-    key = f"checks/{secrets.token_hex(8)}"
-    try:
-        store = open_store(config, prove=True)
-        etag = store.put(key, b"1", if_absent=True)
-        store.put(key, b"2", if_match=etag)
-        works = store.get(key).data == b"2"
-        store.delete(key)
-    except (StoreError, OSError) as error:
-        yield _failed("store", config.store_url, error)
-        return
-    verdict: Literal["ok", "missing"] = "ok" if works else "missing"
-    yield Check("store", verdict, f"{config.store_url}: compare-and-swap tried")
-
-
-def _queue(config: Config) -> Iterator[Check]:
-    try:
-        found = try_queue(config)
-    except (QueueError, OSError) as error:
-        yield _failed("queue", config.queue_url, error)
-        return
-    yield Check("queue", "ok", f"{config.queue_url}: {found}")
-
-
-def _failed(name: str, url: str, error: Exception) -> Check:
-    if url.startswith(("s3:", "sqs:")):  # the error says where, and what to do
-        return Check(name, "missing", str(error))
-    return Check(name, "missing", f"{url}: {error}", f"name another with --{name}")
 
 
 def _runtimes(config: Config) -> Iterator[Check]:
@@ -166,9 +100,9 @@ def _clock(config: Config) -> Iterator[Check]:
 
 _CHECKS: tuple[Callable[[Config], Iterator[Check]], ...] = (
     _machine,
-    _state_dir,
-    _store,
-    _queue,
+    doctor_engines.state_dir,
+    doctor_engines.store,
+    doctor_engines.queue,
     doctor_mpi.mpi,
     doctor_mpi.cluster,
     doctor_users.isolation,
