@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-system test-fleet test-cluster faults fleet-faults thousands chaos system-packages engines base-image images smoke up down lint format bench venv clean distclean
+.PHONY: help run test test-system test-fleet test-cluster faults fleet-faults thousands chaos system-packages engines base-image images smoke deb up down lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -97,6 +97,10 @@ smoke: $(VENV)/ready-to-develop ## Run all simulators' smoke cases; smoke-NAME: 
 
 smoke-%: $(VENV)/ready-to-develop
 	@$(SHELF) smoke $*
+
+# For the release of Debian that this is, or another one: make deb RELEASE=trixie, in a container.
+deb: $(if $(RELEASE),$(VENV)/ready-to-develop) ## Build the Debian package, in build/deb
+	@$(if $(RELEASE),$(WITH_DOCKER)) systemd/debian/build.sh $(RELEASE)
 
 # FLEET_DIR, FLEET_NAME and FLEET_PORT: another folder than build/fleet, a fleet beside another.
 up: ## Start a small fleet in containers: two agents, an S3 and an SQS for trying

@@ -1,11 +1,12 @@
 """What the tests of whole systems share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from engines.dockerd import Engine
+from system import packages
 from system.machines import Images, Lab, machine_lab
 
 _BUILDING = 1800
@@ -32,3 +33,9 @@ def machines(
     """A lab without machines as yet: `Lab.boot` starts one."""
     with machine_lab(docker_engine, machine_images, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def package(docker_engine: Engine) -> Callable[[str], Path]:
+    """Build the Debian package for a release."""
+    return lambda suite: packages.build(suite, docker_engine)
