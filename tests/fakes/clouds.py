@@ -21,6 +21,8 @@ class Metadata(Serving):
     def __init__(self, answers: Mapping[str, str] = {}, *, hangs: bool = False) -> None:
         self.answers = dict(answers)
         self.asked: list[str] = []
+        self.started: list[str] = []
+        """The events of Azure's that were let begin."""
         self.tokens = 0
         self._token = ""
         server = self
@@ -43,6 +45,13 @@ class Metadata(Serving):
                     return self._answer(401 if self.path.startswith(_AWS) else 403, "no")
                 body = server.answers.get(self.path)
                 return self._answer(404 if body is None else 200, body or "")
+
+            def do_POST(self) -> None:
+                said = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Metadata") != "true" or self.path != AZURE_EVENTS:
+                    return self._answer(400, "")
+                server.started += [r["EventId"] for r in json.loads(said)["StartRequests"]]
+                return self._answer(200, "")
 
             def _may(self) -> bool:
                 if self.path.startswith(_AWS):
@@ -88,11 +97,16 @@ def gcp(*, spot: bool = True) -> dict[str, str]:
         f"{_GCP}zone": "projects/1/zones/europe-west1-b",
         f"{_GCP}scheduling/preemptible": "TRUE" if spot else "FALSE",
         f"{_GCP}preempted": "FALSE",
+        f"{_GCP}maintenance-event": "NONE",
     }
 
 
 def gcp_preempted() -> dict[str, str]:
     return {f"{_GCP}preempted": "TRUE"}
+
+
+def gcp_maintenance(kind: str) -> dict[str, str]:
+    return {f"{_GCP}maintenance-event": f"{kind}_ON_HOST_MAINTENANCE"}
 
 
 AZURE_INSTANCE = "/metadata/instance/compute?api-version=2021-02-01"

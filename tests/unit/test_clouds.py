@@ -166,3 +166,32 @@ def test_a_server_that_hangs_is_given_up_within_seconds() -> None:
         with pytest.raises(CloudError, match="timed out"):
             Gcp(server.endpoint).facts()
         assert time.monotonic() - began < 20  # its connection alone would last 30 s
+
+
+def test_google_s_maintenance_ends_a_machine_that_cannot_be_moved() -> None:
+    with Metadata(clouds.gcp()) as server:
+        cloud = Gcp(server.endpoint)
+        assert cloud.notice() is None
+        server.answers.update(clouds.gcp_maintenance("MIGRATE"))
+        assert cloud.notice() is None
+        server.answers.update(clouds.gcp_maintenance("TERMINATE"))
+        notice = cloud.notice()
+        assert notice is not None
+        assert (notice.left, notice.certain) == (59.0, True)
+        assert "maintenance" in notice.what
+
+
+@pytest.mark.parametrize(("machines", "started"), [(["vm-7"], ["e"]), (["vm-7", "vm-8"], [])])
+def test_azure_is_let_begin_what_is_about_this_machine_alone(
+    machines: list[str], started: list[str]
+) -> None:
+    with Metadata(clouds.azure()) as server:
+        cloud = Azure(wall, server.endpoint)
+        cloud.done()
+        server.answers.update(
+            clouds.azure_events(clouds.azure_event("Terminate", NOW + 300, *machines))
+        )
+        assert cloud.notice() is not None
+        assert server.started == []
+        cloud.done()
+        assert server.started == started

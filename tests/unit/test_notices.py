@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import pytest
+
 from fakes.clock import FakeClock
 from simagent.ports.clock import Wake
 from simagent.ports.cloud import CloudError, Notice
@@ -18,9 +20,13 @@ class Cloud:
     def __init__(self, stop: Wake, *answers: Notice | CloudError | None) -> None:
         self._stop = stop
         self._answers = list(answers)
+        self.finished = False
 
     def facts(self) -> Mapping[str, str]:
         return {}
+
+    def done(self) -> None:
+        self.finished = True
 
     def notice(self) -> Notice | None:
         answer = self._answers.pop(0)
@@ -43,9 +49,21 @@ def test_a_notice_is_an_order_with_its_time() -> None:
     assert orders[0].until == clock.now() + 90.0
 
 
-def test_of_short_notices_a_third_is_left_to_act() -> None:
-    orders, clock = watched(Notice("it goes", 27.0), None)
-    assert orders[0].until == clock.now() + 9.0
+@pytest.mark.parametrize(
+    ("left", "acts"), [(120.0, 100.0), (30.0, 10.0), (29.0, 9.0), (27.0, 8.0), (12.0, 4.0)]
+)
+def test_all_is_over_20_s_before_but_for_the_shortest_notices(left: float, acts: float) -> None:
+    orders, clock = watched(Notice("it goes", left), None)
+    assert orders[0].until == clock.now() + acts
+
+
+def test_the_cloud_is_told_when_nothing_is_left_to_be_done() -> None:
+    stop, orders = Wake(), list[Preempted]()
+    cloud = Cloud(stop, Notice("it goes", 60.0))
+    NoticeWatch(cloud, FakeClock(), orders.append).run(stop)
+    assert not cloud.finished
+    orders[0].over()
+    assert cloud.finished
 
 
 def test_a_risk_is_no_order() -> None:

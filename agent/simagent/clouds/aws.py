@@ -64,6 +64,9 @@ class Aws:
         state = self._found("/latest/meta-data/autoscaling/target-lifecycle-state")
         return state is not None and state.strip() != "Detached"
 
+    def done(self) -> None:
+        """Nothing: AWS does not wait for anybody."""
+
     def _found(self, path: str) -> str | None:
         try:
             return self._get(path)

@@ -4,6 +4,7 @@ As in Azure's documentation: "Azure Instance Metadata Service" and "Azure Metada
 Scheduled Events for Linux VMs".
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -42,9 +43,34 @@ class Azure:
 
     def notice(self) -> Notice | None:
         """Ask for the next event by which this machine ends. Raises `CloudError`."""
+        return min(
+            (self._notice(event) for event in self._ends()),
+            key=lambda notice: notice.left,
+            default=None,
+        )
+
+    def done(self) -> None:
+        """Let what was announced begin, where it is about this machine alone. Raises `CloudError`.
+
+        What is let begin begins for all machines that it is about.
+        """
+        mine = [
+            {"EventId": event["EventId"]}
+            for event in self._ends()
+            if event.get("EventId") and list(event["Resources"]) == [self._me]
+        ]
+        if mine:
+            ask(
+                self._base,
+                _EVENTS,
+                {**_HEADERS, "Content-Type": "application/json"},
+                method="POST",
+                body=json.dumps({"StartRequests": mine}),
+            )
+
+    def _ends(self) -> list[Mapping[str, Any]]:
         events = self._get(_EVENTS).get("Events")
-        found = [self._notice(event) for event in events or () if self._is_end(event)]
-        return min(found, key=lambda notice: notice.left, default=None)
+        return [event for event in events or () if self._is_end(event)]
 
     def _is_end(self, event: Any) -> bool:
         """Tell whether an event ends this machine: others of its set are told of it, too."""

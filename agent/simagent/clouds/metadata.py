@@ -22,7 +22,14 @@ class DeniedError(CloudError):
     """The server does not let the question through (401 or 403)."""
 
 
-def ask(base: str, path: str, headers: Mapping[str, str], *, method: str = "GET") -> str:
+def ask(
+    base: str,
+    path: str,
+    headers: Mapping[str, str],
+    *,
+    method: str = "GET",
+    body: str | None = None,
+) -> str:
     """Give the body of the answer. Raises `CloudError`.
 
     ``base`` is http://HOST[:PORT]. It takes 2 s to connect and 2 s between bytes at most.
@@ -30,16 +37,16 @@ def ask(base: str, path: str, headers: Mapping[str, str], *, method: str = "GET"
     where = urlsplit(base)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=_SECONDS)
     try:
-        connection.request(method, path, headers=dict(headers))
+        connection.request(method, path, body, headers=dict(headers))
         answer = connection.getresponse()
-        body = answer.read(_MOST_BYTES).decode(errors="replace")
+        said = answer.read(_MOST_BYTES).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         raise CloudError(f"{base}{path}: {error or type(error).__name__}") from error
     finally:
         connection.close()
     match answer.status:
         case 200:
-            return body
+            return said
         case 404:
             raise NothingThereError(f"{base}{path}: there is none")
         case 401 | 403:

@@ -42,6 +42,12 @@ class Cloud(Protocol):
     def notice(self) -> Notice | None:
         """Ask whether the machine is to go away. Raises `CloudError`."""
 
+    def done(self) -> None:
+        """Let the cloud know that after a notice nothing is left to be done here.
+
+        Only where it would wait longer for nobody's sake but this machine's. Raises `CloudError`.
+        """
+
 
 class Terminable(Protocol):
     """A cloud that ends a machine when the machine asks for it."""

@@ -196,6 +196,8 @@ class MemberAgent:
                 self._member.clock.wait(_TICK, self._wake)
             if not isinstance(self._order, Detached):
                 self._close()
+            if isinstance(self._order, Preempted) and self._entries.count == 0:
+                self._order.over()
         finally:
             self._notifier.stopping()
             self._ended.set()

@@ -10,6 +10,7 @@ from simagent.ports.cloud import Cloud, CloudError, Notice
 from simagent.worker.orders import Preempted
 
 _SAFE_BEFORE = 20.0
+_LEAST = 8.0
 _PAUSE_AFTER_FAILURE = 15.0
 
 log = structlog.get_logger()
@@ -18,7 +19,8 @@ log = structlog.get_logger()
 class NoticeWatch:
     """A thread of the agent that hands a notice on as an order, once.
 
-    All has to be done 20 s before the machine goes, or in a third of the time where that is more.
+    All has to be done 20 s before the machine goes; where that leaves less than 8 s, in a third of
+    the time, but no more than these.
     """
 
     def __init__(self, cloud: Cloud, clock: Clock, leave: Callable[[Preempted], None]) -> None:
@@ -45,8 +47,8 @@ class NoticeWatch:
                 continue
             if notice.certain:
                 self._tell(notice)
-                until = asked + max(notice.left - _SAFE_BEFORE, notice.left / 3)
-                self._leave(Preempted(notice.what, until))
+                left = max(notice.left - _SAFE_BEFORE, min(notice.left / 3, _LEAST))
+                self._leave(Preempted(notice.what, asked + left, self._done))
                 return
             if not self._warned:
                 self._warned = True
@@ -60,6 +62,12 @@ class NoticeWatch:
             seconds=round(notice.left),
             certain=notice.certain,
         )
+
+    def _done(self) -> None:
+        try:
+            self._cloud.done()
+        except CloudError as error:
+            log.warning("the cloud was not told that nothing is left to be done", error=str(error))
 
     def _fail(self, error: CloudError) -> None:
         if not self._failing:

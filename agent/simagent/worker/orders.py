@@ -1,5 +1,7 @@
 """What reaches a running attempt from outside, and ends or interrupts it."""
 
+from collections.abc import Callable
+
 from simagent.domain.reasons import Reason
 from simagent.domain.state import Kill
 from simagent.ports.clock import Wake
@@ -30,9 +32,16 @@ class Preempted(Interrupted):
     rank = 2
     reason = Reason.PREEMPTED
 
-    def __init__(self, message: str, until: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        until: float | None = None,
+        over: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``over`` is called by the agent when nothing is left here that was to be done."""
         super().__init__(message)
         self.until = until
+        self.over = over
 
 
 class Detached(Interrupted):

@@ -187,6 +187,8 @@ class Slots:
         deadline = order.until or clock.now() + self._ctx.settings.stop_within
         for running in self._running:
             running.thread.join(max(0.0, deadline - clock.now()))
+        if isinstance(order, Preempted) and all(r.thread.ended for r in self._running):
+            order.over()
 
     def _bound(self, order: Interrupted) -> None:
         """Set an end to the giving back of tasks: each part of that takes its share of the time."""
