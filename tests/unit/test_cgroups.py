@@ -58,6 +58,23 @@ def test_at_the_top_for_root(tree: Tree) -> None:
     assert tree.find(uid=0) == Place(tree.root / "simagent", above=tree.root)
 
 
+def test_at_the_top_where_that_is_all_that_root_may_write_to(tree: Tree) -> None:
+    part = tree.root / "simagent"
+    tree.agent_in("/simagent.slice/simagent.service")
+    mounts = tree.proc / "self" / "mountinfo"
+    mounted = str(part).replace(" ", r"\040")
+    over = f"44 33 0:30 /simagent {mounted} rw,relatime - cgroup2 cgroup2 rw\n"
+    mounts.write_text(over + mounts.read_text())
+    (tree.root / "cgroup.subtree_control").unlink()
+    with pytest.raises(NoCgroupsError, match="DelegateSubgroup"):
+        tree.find(uid=0)
+    tree.add(part, controllers="cpu io")
+    with pytest.raises(NoCgroupsError, match="DelegateSubgroup"):
+        tree.find(uid=0)
+    tree.add(part)
+    assert tree.find(uid=0) == Place(part)
+
+
 def test_in_its_own_cgroup_where_the_agent_is_alone(tree: Tree) -> None:
     own = tree.agent_in("/app.slice/run-1.scope")
     assert tree.find() == Place(own, leaf=own / "agent")

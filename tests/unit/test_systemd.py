@@ -9,7 +9,9 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "simagent.service"
-UNITS = sorted(path for path in FOLDER.iterdir() if path.suffix in (".service", ".slice", ".timer"))
+KINDS = (".service", ".slice", ".mount", ".timer")
+UNITS = sorted(path for path in FOLDER.iterdir() if path.suffix in KINDS)
+SERVICES = [path for path in UNITS if path.suffix == ".service"]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None,
@@ -41,6 +43,20 @@ def runnable(unit: str) -> str:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
 def test_the_unit_is_right(tmp_path: Path, unit: Path) -> None:
     assert verify(unit.read_text(), tmp_path, unit.name) == ""
+
+
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda path: path.name)
+def test_the_unit_is_exposed_to_little(tmp_path: Path, unit: Path) -> None:
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text())
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("mistake", ["KillMod=process", "WatchdogSec=soon", "Type=notfy"])

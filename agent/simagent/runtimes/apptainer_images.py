@@ -16,6 +16,7 @@ from simagent.domain.images import ImageKind, ImageRef
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, Wake
 from simagent.ports.images import Image, ImageError, KeptImage, Progress, PullInterruptedError
+from simagent.ports.owners import as_owner
 from simagent.ports.store import Store
 from simagent.runtimes.apptainer_build import Builder, Source, disk_error
 from simagent.runtimes.apptainer_program import ApptainerProgram
@@ -289,7 +290,8 @@ def _make_way(folder: Path) -> None:
 def _is_open(file: Path) -> bool:
     """Tell whether a process holds the file open, as what serves a container does."""
     for process in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it ended meanwhile, or is another user's
+        # It ended meanwhile, or is another user's.
+        with suppress(OSError), as_owner(Path("/proc", process)):
             for name in os.listdir(f"/proc/{process}/fd"):
                 with suppress(OSError):
                     if os.path.basename(os.readlink(f"/proc/{process}/fd/{name}")) == file.name:

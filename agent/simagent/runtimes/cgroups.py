@@ -43,14 +43,18 @@ def find(proc: Path = Path("/proc"), uid: int | None = None) -> Place:
 
     In this order: beside the agent, where it was started in a subgroup named ``agent``, as
     systemd's DelegateSubgroup= does; for root, a cgroup at the top of the tree, as container
-    engines make theirs; in the agent's own cgroup, where it is alone there and may.
+    engines make theirs, which is there already where a unit lets the agent write to nothing else;
+    in the agent's own cgroup, where it is alone there and may.
     """
     root, own = _locate(proc / "self")
     _check_controllers(root)
     if own.name == LEAF and _writable(own.parent):
         return Place(own.parent)
-    if (os.geteuid() if uid is None else uid) == 0 and _writable(root):
-        return Place(root / NAME, above=root)
+    if (os.geteuid() if uid is None else uid) == 0:
+        if _writable(root):
+            return Place(root / NAME, above=root)
+        if _writable(root / NAME) and not _missing(root / NAME):
+            return Place(root / NAME)
     if not _writable(own):
         raise NoCgroupsError(f"the agent may not write {own}")
     # systemd starts a unit's process in the unit's cgroup: that must never become an inner one,
@@ -123,18 +127,21 @@ def remove(cgroup: Path) -> None:
 
 def _locate(process: Path) -> tuple[Path, Path]:
     """Find the tree's root and the agent's own cgroup, as folders. See cgroups(7)."""
+    trees = []
     for line in _text(process / "mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")
         if rest.split()[:1] == ["cgroup2"]:
             top, mounted = (Path(_unescaped(field)) for field in fields.split()[3:5])
-            break
-    else:
+            trees.append((top, mounted))
+    if not trees:
         raise NoCgroupsError("no cgroup v2 tree is mounted")
     for line in _text(process / "cgroup").splitlines():
         if line.startswith("0::"):
             own = Path(line.removeprefix("0::"))
-            if ".." not in own.parts and own.is_relative_to(top):
-                return mounted, mounted / own.relative_to(top)
+            # A part of the tree may be mounted over itself, to be written to where the rest is not.
+            for top, mounted in trees:
+                if ".." not in own.parts and own.is_relative_to(top):
+                    return mounted, mounted / own.relative_to(top)
     raise NoCgroupsError("the agent's own cgroup lies outside of the cgroup v2 tree")
 
 
@@ -143,10 +150,14 @@ def _unescaped(field: str) -> str:
 
 
 def _check_controllers(root: Path) -> None:
-    offered = _text(root / "cgroup.controllers").split()
-    missing = [name for name in _NEEDED if name not in offered]
+    missing = _missing(root)
     if missing:
         raise NoCgroupsError(f"cgroup v2 has no controller for {' and '.join(missing)}")
+
+
+def _missing(cgroup: Path) -> list[str]:
+    offered = _text(cgroup / "cgroup.controllers").split()
+    return [name for name in _NEEDED if name not in offered]
 
 
 def _pass_on(cgroup: Path) -> None:

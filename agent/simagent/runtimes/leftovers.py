@@ -4,12 +4,14 @@ They have lost the parent that kept them together, so they are known by what a p
 inheriting: the agent's own variables (no task can set SIMAGENT_*), or the step's session.
 """
 
+import os
 import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from simagent import shim
+from simagent.ports.owners import as_owner
 from simagent.ports.runtime import StepPlan
 
 _LIMIT = 5.0
@@ -50,17 +52,23 @@ def _marked(pid: int, env: Mapping[str, str]) -> bool:
     marks = {f"{name}={value}".encode() for name, value in env.items() if name.startswith(_MARKER)}
     if not marks:
         return False
+    process = Path(f"/proc/{pid}")
     try:
-        return marks <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        with as_owner(process):
+            return marks <= set((process / "environ").read_bytes().split(b"\0"))
     except OSError:
         return False
 
 
 def _writes_logs(pid: int, plan: StepPlan) -> bool:
+    process = Path(f"/proc/{pid}")
     for fd, log in ((1, plan.stdout), (2, plan.stderr)):
         try:
-            if Path(f"/proc/{pid}/fd/{fd}").samefile(log):
-                return True
+            written = log.stat()
+            with as_owner(process):
+                opened = (process / "fd" / str(fd)).stat()
         except OSError:
             continue
+        if os.path.samestat(opened, written):
+            return True
     return False

@@ -13,6 +13,7 @@ from typing import TypeVar
 import psutil
 
 from simagent.ports.clock import Clock
+from simagent.ports.owners import as_owner
 
 FORMAT = 1
 Sample = dict[str, int | float | str | list[float] | None]
@@ -130,8 +131,9 @@ class Sampler:
 def _io_bytes(process: psutil.Process) -> tuple[int, int]:
     """Give what a process read and wrote; 0 where we may not know."""
     try:
-        counters = process.io_counters()
-    except (psutil.AccessDenied, NotImplementedError):
+        with as_owner(Path(f"/proc/{process.pid}")):
+            counters = process.io_counters()
+    except (psutil.AccessDenied, NotImplementedError, OSError):
         return 0, 0
     return counters.read_bytes, counters.write_bytes
 

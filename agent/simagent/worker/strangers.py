@@ -3,7 +3,7 @@
 Each of them is then a job of its own, and all may well succeed. What is linked with another MPI is
 not even started (`simagent.launchers.guard`); scripts, and programs that load their MPI late, are
 seen only once they run. So they are looked at a few times, by their memory maps; those of other
-users' processes tell only root.
+users' processes only root's agent sees.
 """
 
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from simagent.ports.clock import Clock
+from simagent.ports.owners import as_owner
 
 _LOOKS: Final = (1.0, 4.0, 15.0, 60.0)
 """Seconds after the start: programs load their MPI early, if not at once."""
@@ -51,7 +52,8 @@ def strangers(pids: Iterable[int], *, proc: Path = _PROC) -> str:
     """
     started_by, loaded = set(), []
     for pid in pids:
-        name, maps = _read(proc / str(pid) / "comm").strip(), _read(proc / str(pid) / "maps")
+        process = proc / str(pid)
+        name, maps = _read(process / "comm").strip(), _maps(process)
         if name.startswith("hydra_pmi_proxy"):
             started_by.add("MPICH")
         elif name in _DAEMONS:
@@ -70,6 +72,14 @@ def strangers(pids: Iterable[int], *, proc: Path = _PROC) -> str:
 def _loaded(maps: str) -> set[str]:
     known = {"Open MPI": _OPEN_MPI, "MPICH": _MPICH}
     return {name for name, pattern in known.items() if pattern.search(maps)}
+
+
+def _maps(process: Path) -> str:
+    try:
+        with as_owner(process):
+            return _read(process / "maps")
+    except OSError:  # it ended meanwhile
+        return ""
 
 
 def _read(path: Path) -> str:
