@@ -162,6 +162,15 @@ class MemberLab:
         part.write_text(head.model_dump_json())
         part.replace(path)
 
+    def lead(self, beat: int) -> None:
+        """Renew the head's lease."""
+        path = self.store / cluster_head(CLUSTER)
+        head = json.loads(path.read_text())
+        head["lease"]["beat"] = beat
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(head))
+        part.replace(path)
+
     @contextmanager
     def token(self, token: str = "secret", *, locked: bool = True) -> Iterator[None]:
         """Lay a token into the attempt's folder, and lock it."""

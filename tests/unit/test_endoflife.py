@@ -81,6 +81,19 @@ def test_the_time_begins_anew_with_whatever_is_there_to_do() -> None:
     assert life.over
 
 
+def test_who_is_wanted_is_not_idle_but_its_lifetime_passes() -> None:
+    clock, end = FakeClock(), Ending()
+    life = living(clock, end, idle=600.0, lifetime=3600.0)
+    for _ in range(6):
+        clock.advance(599.0)
+        life.look(busy=False, wanted=True)
+        assert (life.closing, life.status) == (False, "")
+    clock.advance(6.0)
+    life.look(busy=False, wanted=True)
+    assert life.over
+    assert end.asked == [False]
+
+
 def test_it_takes_nothing_while_it_ends_and_is_asked_once() -> None:
     clock, waiting, asked = FakeClock(), list[Callable[[], None]](), Ending()
     life = EndOfLife(Terms(idle=1.0), asked, clock, waiting.append)

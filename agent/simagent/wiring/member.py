@@ -11,6 +11,7 @@ from simagent.config import Config, ConfigError
 from simagent.engines import open_store, tell_of_store
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
+from simagent.wiring.life import open_end, open_terms
 from simagent.wiring.machine import open_cgroups, open_images, open_launchers, open_runtimes
 from simagent.wiring.settings import settings
 from simagent.wiring.window import Watch
@@ -55,6 +56,8 @@ def open_member(config: Config) -> MemberAgent:
         port=port,
         user=user,
         drain=DrainFile(config.state_dir),
+        terms=open_terms(config, member.clock),
+        end=open_end(config, member.cloud),
     )
 
 

@@ -107,35 +107,44 @@ class EndOfLife:
         return min([_DAY, *(when - now for when in due if when > now)])
 
     @property
+    def why(self) -> str:
+        """Tell why it ends, where it does."""
+        if self._expired:
+            return f"the lifetime of {self._terms.lifetime:g} s is over"
+        return f"nothing to do for {self._terms.idle or 0.0:g} s"
+
+    @property
     def status(self) -> str:
         """Tell people what is ahead; empty: nothing is near."""
-        what = f"{self._why}: {self._end.name}" if self._expired else self._end.name
+        what = f"{self.why}: {self._end.name}" if self._expired else self._end.name
         if self._trying or self.over:
-            return f"{self._why}: {self._end.name} is under way"
+            return f"{self.why}: {self._end.name} is under way"
         if self._trouble:
             return f"{what}: {self._trouble}"
-        return self._why if self._expired else self._shown
+        return self.why if self._expired else self._shown
 
-    def look(self, *, busy: bool) -> Preempted | None:
+    def look(self, *, busy: bool, wanted: bool = False) -> Preempted | None:
         """Find out what is due; give the order for what still runs when the grace is over.
 
-        ``busy``: something runs here, or is not settled yet: no end is brought about.
+        ``busy``: something runs here, or is not settled yet: no end is brought about. ``wanted``:
+        something may be asked of the agent any moment, so that it does not count as idle.
         """
         now = self._clock.now()
         if self._trying or self.over:
             return None
         if now >= self._lives_until:
             self._expire()
-        if busy:
+        if busy or wanted:
             self._idle_since, self._shown = now, ""
             if not self._expired:
                 self._forget_trouble()
+        if busy:
             if now >= self._runs_until:
-                self._order = self._order or Preempted(f"{self._why}, and the grace after it")
+                self._order = self._order or Preempted(f"{self.why}, and the grace after it")
                 return self._order
         elif now >= self._due:
             self._try()
-        elif self._due < math.inf and not self._shown:
+        elif self._due < math.inf and not (wanted or self._shown):
             self._shown = f"{self._end.name} at {self._wall(self._due)} if nothing comes"
         return None
 
@@ -147,22 +156,16 @@ class EndOfLife:
         timeout = math.inf if self._terms.idle is None else self._terms.idle
         return max(0.0 if self._expired else self._idle_since + timeout, self._not_before)
 
-    @property
-    def _why(self) -> str:
-        if self._expired:
-            return f"the lifetime of {self._terms.lifetime:g} s is over"
-        return f"nothing to do for {self._terms.idle or 0.0:g} s"
-
     def _expire(self) -> None:
         if not self._expired:
             self._expired = True
             self._forget_trouble()
-            log.info(Event.LIFE_OVER, why=self._why, action=self._end.name)
+            log.info(Event.LIFE_OVER, why=self.why, action=self._end.name)
 
     def _try(self) -> None:
         self._trying = True
         if not self._expired:
-            log.info(Event.LIFE_OVER, why=self._why, action=self._end.name)
+            log.info(Event.LIFE_OVER, why=self.why, action=self._end.name)
         self._begin(self._bring_about)
 
     def _bring_about(self) -> None:

@@ -4,7 +4,7 @@ import structlog
 
 from simagent.cluster.sshd import Sshd, SshdError
 from simagent.domain import keys
-from simagent.domain.cluster import Head
+from simagent.domain.cluster import Head, HeadLease
 from simagent.domain.events import Event
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.clock import Wake
@@ -31,8 +31,16 @@ class HeadWatch:
         self._sshd = sshd
         self._every = min(_EVERY, member.times.renew_every)
         self._store = Health(member.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK)
+        self._lease: HeadLease | None = None
+        self._led_at = 0.0
         self.trouble = "it has only just been started"
         """Why nobody can be let in; empty: somebody can."""
+
+    @property
+    def led(self) -> bool:
+        """Whether the cluster has a head, by its lease: one that was renewed of late."""
+        since = self._member.clock.now() - self._led_at
+        return self._lease is not None and since < self._member.times.lease_ttl
 
     def run(self, stop: Wake) -> None:
         """Look now and then, until ``stop`` is set."""
@@ -61,6 +69,8 @@ class HeadWatch:
             head = self._member.ledger.document(keys.cluster_head(self._member.cluster), Head())
         except (CorruptError, TooNewError) as error:
             return str(error)
+        if head.lease != self._lease:
+            self._lease, self._led_at = head.lease, read_at
         self._entries.judge(head, read_at)
         try:
             self._sshd.authorize(head.public_key or None)

@@ -18,6 +18,7 @@ from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, Wake
 from simagent.worker.caretaker import Caretaker
 from simagent.worker.drain import DrainFile
+from simagent.worker.endoflife import EXIT, NO_END, End, EndOfLife, Terms
 from simagent.worker.entries import Entries
 from simagent.worker.entry import EntryHold
 from simagent.worker.entry_plans import check_gpus, fetch_image
@@ -96,8 +97,14 @@ class MemberAgent:
         port: int,
         user: str,
         drain: DrainFile,
+        terms: Terms = NO_END,
+        end: End = EXIT,
     ) -> None:
-        """``listener`` is the socket of the ``entrance``; ``port`` and ``user`` are of ``sshd``."""
+        """``listener`` is the socket of the ``entrance``; ``port`` and ``user`` are of ``sshd``.
+
+        ``end`` is what is done where it ends by its ``terms``: idle is a member that has no ranks,
+        and whose cluster has no head.
+        """
         self._member = member
         self._entries = entries
         self._entrance = entrance
@@ -122,6 +129,9 @@ class MemberAgent:
         floor = member.settings.min_free
         self._disk = DiskLook(member.folder.parent, member.images, floor)
         self._shown: object = None
+        self._ending = EndOfLife(terms, end, member.clock, partial(self._threads.start, "end"))
+        self._at_last: Preempted | None = None
+        """The order for what still runs when the lifetime and its grace are over."""
 
     # --- Asked for from outside, also by signal handlers --------------------------------------
 
@@ -226,7 +236,9 @@ class MemberAgent:
         if isinstance(self._order, Detached):
             return True
         entries = self._entries
-        entries.closed = _DRAINING if self._closing else ""
+        entries.closed = _DRAINING if self._told_to_drain else ""
+        if self._ending.closing:
+            entries.closed = f"it takes no more ranks: {self._ending.why}"
         if isinstance(self._order, Preempted):
             entries.closed = str(self._order)
         entries.tend()
@@ -236,14 +248,23 @@ class MemberAgent:
             self._shown = shown
             self._registration.change()
         if self._order is not None:
-            return self._part(self._order, count)
+            parted = self._part(self._order, count)
+            if not parted or self._order is not self._at_last:
+                return parted
+            count = 0
+        order = self._ending.look(busy=count > 0, wanted=self._watch.led)
+        if order is not None and self._order is None:
+            self._at_last = order
+            self.interrupt(order)
         self._notifier.status(self._text)
-        return self._closing and count == 0
+        told = self._told_to_drain and self._at_last is None
+        return self._ending.over or (told and count == 0)
 
     @property
     def _text(self) -> str:
         what = "draining, " if self._closing else f"member of {self._member.cluster}, "
-        return f"{what}{self._entries.count} runs of its head"
+        end = self._ending.status
+        return f"{what}{self._entries.count} runs of its head{'; ' if end else ''}{end}"
 
     def _part(self, order: Interrupted, count: int) -> bool:
         """See that what runs ends in time; True when there is nothing left, or no time."""
@@ -254,6 +275,10 @@ class MemberAgent:
 
     @property
     def _closing(self) -> bool:
+        return self._told_to_drain or self._ending.closing
+
+    @property
+    def _told_to_drain(self) -> bool:
         return self._draining or self._drain_file.asked
 
     def _trouble(self) -> str:
