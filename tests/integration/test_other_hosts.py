@@ -271,7 +271,7 @@ def test_a_daemon_that_is_killed_is_a_host_that_is_lost(cluster: Cluster) -> Non
     with cluster.up():
         task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
         cluster.everywhere(task)
-        (daemon,) = cluster.members["vm2"].entries.values()
+        (daemon,) = cluster.until(lambda: [*cluster.members["vm2"].entries.values()] or None)
         daemon.send_signal(signal.SIGKILL)
         for pid in commands_of(task.id):
             if _runs(pid, "sleep"):
@@ -279,6 +279,23 @@ def test_a_daemon_that_is_killed_is_a_host_that_is_lost(cluster: Cluster) -> Non
         state = cluster.finish(task)
     assert (state.status, state.reason) == ("error", "mpi_host_lost")
     assert "host vm2: MPI's daemon there was ended by SIGKILL" in (state.message or "")
+    nothing_left(cluster, task)
+
+
+def test_a_daemon_that_crashes_is_no_host_that_is_lost(cluster: Cluster) -> None:
+    """It would crash again, wherever it ran."""
+    with cluster.up():
+        task = cluster.ranks(SLEEP, grace=1.0)
+        cluster.everywhere(task)
+        (daemon,) = cluster.until(lambda: [*cluster.members["vm2"].entries.values()] or None)
+        daemon.send_signal(signal.SIGSEGV)
+        for pid in commands_of(task.id):
+            if _runs(pid, "sleep"):
+                os.kill(pid, signal.SIGTERM)
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("failed", "mpi_rank_failed")
+    assert len(state.attempts) == 1
+    assert "host vm2: MPI's daemon there was ended by SIGSEGV" in (state.message or "")
     nothing_left(cluster, task)
 
 

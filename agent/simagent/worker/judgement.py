@@ -81,8 +81,10 @@ class StepJudge:
             if said is not None:
                 return Ending(Status.FAILED, said[0], f"commands[{number}]: {said[1]}")
         ranks = self._told(number, planned, exit_)
-        if ranks.failed:
-            return self._failed(Reason.MPI_RANK_FAILED, f"{where}: {ranks.failed}")
+        # A daemon that crashed, while its host is well, would crash elsewhere, too.
+        failed = ranks.failed or (doors is not None and doors.crashed)
+        if failed:
+            return self._failed(Reason.MPI_RANK_FAILED, f"{where}: {failed}")
         if doors is not None:
             # Open MPI 5 exits with 0 when one of its daemons is gone.
             lost = doors.died or (ranks.lost and f"host {ranks.lost}: MPI's daemon there is gone")

@@ -41,6 +41,12 @@ _LEAVE_WITHIN = _LEAVE_GRACE + 5.0
 _SHARE_TO_LEAVE = 1 / 3  # of the time left, where the machine goes away
 _DAEMON_GRACE = 5.0
 _ENDED_BY_LEAVING = 4.0
+_OWN_FAULTS = frozenset(
+    {
+        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE),
+        *(signal.SIGILL, signal.SIGTRAP, signal.SIGSYS),
+    }
+)
 _NUMBER = 0
 _MOST_SAMPLES = 10_000
 
@@ -82,7 +88,9 @@ class Doors:
         self.gone = ""
         """That the broker ended by itself, and with it all there was elsewhere; else empty."""
         self.died = ""
-        """On which host MPI's own daemon was ended by a signal; empty where none was."""
+        """On which host MPI's own daemon was ended from outside; empty where none was."""
+        self.crashed = ""
+        """On which host it ended by a fault of its own, as it would again; empty where none did."""
         self.departs: Preempted | None = None
         """That a host is about to go away, if one is."""
 
@@ -185,7 +193,11 @@ class Doors:
             case "exited" if event.signal is not None and not self._was_left(event):
                 more = event.why and f": {event.why}"
                 by = signal_name(event.signal)
-                self.died = self.died or f"host {host}: MPI's daemon there was ended by {by}{more}"
+                what = f"host {host}: MPI's daemon there was ended by {by}{more}"
+                if event.signal in _OWN_FAULTS:
+                    self.crashed = self.crashed or what
+                else:
+                    self.died = self.died or what
 
     def _was_left(self, event: broker.Happening) -> bool:
         """Whether its end is that of all daemons that are left."""
