@@ -18,7 +18,7 @@ $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(1) >/dev/null
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-system test-fleet test-cluster faults fleet-faults thousands chaos system-packages engines base-image images smoke deb up down lint format bench venv clean distclean
+.PHONY: help run test test-system test-fleet test-cluster faults fleet-faults thousands chaos system-packages engines base-image images smoke deb vm-image vm-tools up down lint format bench venv clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -101,6 +101,15 @@ smoke-%: $(VENV)/ready-to-develop
 # For the release of Debian that this is, or another one: make deb RELEASE=trixie, in a container.
 deb: $(if $(RELEASE),$(VENV)/ready-to-develop) ## Build the Debian package, in build/deb
 	@$(if $(RELEASE),$(WITH_DOCKER)) systemd/debian/build.sh $(RELEASE)
+
+# What vm/build.sh tells of can be set: make vm-image DOCKER=yes IMAGES="lammps.sif"
+VM_SUITE := $(or $(SUITE),trixie)
+vm-image: $(VENV)/ready-to-develop vm-tools ## Build a disk that boots, with the agent, in build/vm
+	@package=$$(make --no-print-directory deb RELEASE=$(VM_SUITE)) || { echo "$$package" >&2; exit 1; }; \
+		AGENT="$$(echo "$$package" | tail -n 1)" SUITE=$(VM_SUITE) vm/build.sh
+
+vm-tools: ## Install what that needs, and QEMU
+	@tests/env/vm-tools.sh
 
 # FLEET_DIR, FLEET_NAME and FLEET_PORT: another folder than build/fleet, a fleet beside another.
 up: ## Start a small fleet in containers: two agents, an S3 and an SQS for trying

@@ -110,8 +110,9 @@ esac
 cp -r "$here/files/." /
 
 # A machine that is paid for by the second has other work than this.
-for timer in apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all man-db; do
-    systemctl -q disable "$timer.timer" 2>/dev/null || true
+for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer man-db.timer \
+    e2scrub_all.timer e2scrub_reap.service; do
+    systemctl -q disable "$unit" 2>/dev/null || true
 done
 
 images=/usr/share/simagent/images

@@ -76,4 +76,5 @@ command -v icoFoam >/dev/null || ! apt-cache show openfoam >/dev/null 2>&1 || {
 [ ! -e /dev/fuse ] || [ "$(stat -c %a /dev/fuse)" = 666 ] || "${root[@]}" chmod 666 /dev/fuse
 [ -e /etc/localtime ] || "${root[@]}" touch /etc/localtime
 
+"$here/vm-tools.sh"
 "$here/s3-roots.sh"
