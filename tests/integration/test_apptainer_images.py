@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,38 @@ def is_whole(image: Image, apptainer: Apptainer) -> bool:
 
 def made_at(image: Image) -> int:
     return os.stat(image.handle).st_mtime_ns
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="machine: another user is root's to be")
+def test_roots_agent_has_it_made_by_a_user_of_its_own(
+    apptainer: Apptainer, docker_engine: Engine, tiny_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = {"simagent": pwd.getpwuid(NOBODY)}
+    monkeypatch.setattr(pwd, "getpwnam", users.__getitem__)
+    folder = Path(tempfile.mkdtemp(prefix="simagent-test-"))
+    program, seen = folder / "apptainer", folder / "seen"
+    program.write_text(f'#!/bin/sh\necho $1 $(id -u) >>{seen}\nexec apptainer "$@"\n')
+    program.chmod(0o755)
+    seen.touch()
+    seen.chmod(0o666)
+    try:
+        folder.chmod(0o711)
+        archive = folder / "tiny.tar"
+        docker_engine.run("save", "--output", str(archive), tiny_image)
+        archive.chmod(0o644)
+        images = ApptainerImages(str(program), folder / "state" / "images")
+        image = ensure(images, f"docker-archive:{archive}")
+        assert f"--silent {NOBODY}\n" in seen.read_text()
+        assert "--silent 0\n" not in seen.read_text()
+        assert os.stat(image.handle).st_uid == 0
+        assert leftovers(images) == []
+        assert is_whole(image, apptainer)
+        archive.chmod(0o600)
+        os.utime(archive, (1, 1))
+        images.remove(image.digest)
+        assert ensure(images, f"docker-archive:{archive}").digest == image.digest
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_an_image_is_pulled_once(

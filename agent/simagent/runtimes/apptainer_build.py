@@ -20,6 +20,7 @@ from simagent.domain.reasons import Reason
 from simagent.ports.clock import SystemClock, Waitable
 from simagent.ports.images import ImageError, Progress, PullInterruptedError
 from simagent.runtimes.apptainer_program import ApptainerProgram
+from simagent.runtimes.makers import give, maker
 from simagent.runtimes.workplace import remove_folder
 
 _LOOK_EVERY = 0.5
@@ -30,10 +31,15 @@ _ANSWER_LIMIT = 10.0
 _FAST = ("--mksquashfs-args", "-comp zstd -Xcompression-level 1")
 # An agent that is killed cannot end what it has begun; prctl(2): PR_SET_PDEATHSIG.
 _ENDS_WITH_AGENT = """
-import ctypes, os, sys
+import ctypes, os, sys, warnings  # execvp imports it, perhaps from where the user cannot go
+agent, user, group, *argv = sys.argv[1:]
+if user:
+    os.setgroups([])
+    os.setgid(int(group))
+    os.setuid(int(user))
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
-if os.getppid() == int(sys.argv[1]):
-    os.execvp(sys.argv[2], sys.argv[2:])
+if os.getppid() == int(agent):
+    os.execvp(argv[0], argv)
 """
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -92,12 +98,17 @@ class Builder:
             home = folder / "home"
             home.mkdir(mode=0o700, parents=True)
             image = folder / "image.sif"
+            user = maker(folder.parent, source.name)
+            argv = self._argv(source, image, home)
             with open(home / "said", "w+b") as said:
-                code = self._run(self._argv(source, image, home), home, said.fileno(), *wakes,
+                give((folder, home, *home.iterdir()), user)
+                code = self._run(argv, home, said.fileno(), *wakes, user=user,
                                  progress=progress, total=source.total_bytes)  # fmt: skip
                 said.seek(max(0, said.seek(0, os.SEEK_END) - _SAID_BYTES))
                 text = said.read().decode(errors="replace")
             remove_folder(home)
+            if code == 0:
+                give((image,), user and (0, 0))
         except OSError as error:
             raise disk_error(error, folder) from error
         if code != 0:
@@ -119,13 +130,14 @@ class Builder:
 
     def _run(
         self, argv: Sequence[str], home: Path, said: int, *wakes: Waitable,
-        progress: Progress | None, total: int | None,
+        user: tuple[int, int] | None, progress: Progress | None, total: int | None,
     ) -> int:  # fmt: skip
         passed = (*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES)
         env = {name: os.environ[name] for name in passed if name in os.environ}
         python = (sys.executable, "-I", "-S", "-c", _ENDS_WITH_AGENT, str(os.getpid()))
+        uid, gid = user or ("", "")
         process = subprocess.Popen(
-            [*python, *argv],
+            [*python, str(uid), str(gid), *argv],
             env=env | self._program.env(home),
             stdin=subprocess.DEVNULL,
             stdout=said,

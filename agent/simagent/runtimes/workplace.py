@@ -30,6 +30,8 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
     place = folder / f"{_PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     remove_folder(place)
     place.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        place.chmod(0o711)  # another user may have to make something in a folder of its own there
     held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(held, fcntl.LOCK_SH)
