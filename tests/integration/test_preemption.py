@@ -1,6 +1,9 @@
 """A cloud takes the machine away: what runs there is given back in time."""
 
+import os
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -8,7 +11,13 @@ import pytest
 
 from fakes import clouds
 from fakes.clouds import Metadata
-from fakes.rig import Rig
+from fakes.rig import Rig, kill9
+from fakes.slow import SlowStore
+from simagent.clouds.aws import Aws
+from simagent.clouds.gcp import Gcp
+from simagent.ledger import Ledger
+from simagent.ports.clock import SystemClock
+from simagent.worker.context import Context
 from simagent.worker.journal import ARTIFACTS
 
 PID = f"first/attempts/*/{ARTIFACTS}/pid"
@@ -65,6 +74,101 @@ def test_a_task_is_given_back_though_its_command_ignores_sigterm(
         rig.until(lambda: rig.running(task))
         rig.client.kill(task, by="tester", grace=0.1)
         assert rig.finish(task).epoch == 2
+
+
+# Prints without a pause, writes what it is asked for, and heeds neither SIGTERM nor its own end.
+SIMULATOR = """
+import os, pathlib, random, signal, time
+asked = False
+def ask(*_):
+    global asked
+    asked = True
+signal.signal(signal.SIGUSR1, ask)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+data = random.Random(1).randbytes(1 << 20)
+pathlib.Path("trajectory").write_bytes(data)
+pathlib.Path("pid").write_text(str(os.getpid()))
+while True:
+    print("x" * 1000, flush=True)
+    if asked:
+        asked = False
+        for number in range(int(os.environ["PARTS"])):
+            pathlib.Path(f"{number}.rst").write_bytes(data)
+    time.sleep(0.05)
+"""
+WORTH = ["state: running, preempted", "logs", "checkpoints", "partial", "state: queued, preempted"]
+
+
+@pytest.mark.parametrize(("notice", "parts"), [(30.0, 1), (120.0, 8)])
+@pytest.mark.timeout(240)
+def test_all_is_in_a_slow_store_20_s_before_the_machine_goes_by_its_worth(
+    rig: Rig, notice: float, parts: int
+) -> None:
+    (rig.folder / "sim.py").write_text(SIMULATOR)
+    slow: list[SlowStore] = []
+
+    def behind_a_thin_line(ctx: Context) -> Context:
+        store = SlowStore(ctx.ledger.store, ctx.clock, rate=1e6, delay=0.1)
+        slow.append(store)
+        pace = replace(ctx.settings.pace, first=30.0, idle=30.0, followed=30.0)
+        settings = replace(ctx.settings, pace=pace)
+        ledger = Ledger(store)
+        cloud = Gcp(server.endpoint) if notice == 30.0 else Aws(time.time, server.endpoint)
+        return replace(ctx, ledger=ledger, lease_ledger=ledger, settings=settings, cloud=cloud)
+
+    with (
+        Metadata(clouds.gcp() | clouds.aws()) as server,
+        rig.agent("first", change=behind_a_thin_line),
+    ):
+        task = rig.submit(
+            {"run": f"{sys.executable} sim.py; true", "shell": True},
+            inputs=["sim.py"],
+            env={"PARTS": str(parts)},
+            grace=300.0,
+            checkpoint={"paths": ["*.rst"], "every": "1h", "signal": "USR1"},
+        )
+        pid = pid_of(rig)
+        given = SystemClock().now()
+        happens = clouds.gcp_preempted() if notice == 30.0 else goes("aws", time.time() + notice)
+        server.answers.update(happens)
+        state = rig.until(
+            lambda: s if (s := rig.client.state(task)).status == "queued" else None, notice
+        )
+    (store,) = slow
+    found = [written.what for written in store.since(given) if written.what in WORTH]
+    # In half a minute there may be no time for what is worth least.
+    assert found in ([WORTH] if notice > 60 else [WORTH, [w for w in WORTH if w != "partial"]])
+    for written in store.since(given):
+        assert written.at <= given + notice - 20.0, f"{written.what} came too late"
+    assert not psutil.pid_exists(pid)
+    assert state.checkpoint is not None
+    assert (state.checkpoint.files, state.checkpoint.bytes) == (parts, parts << 20)
+    if "partial" in found:
+        rig.client.download(task, ["trajectory"], rig.folder / "back", attempt=1)
+        assert (rig.folder / "back" / "trajectory").stat().st_size == 1 << 20
+    rig.client.kill(task, by="tester", grace=0.1)
+
+
+def test_a_machine_that_goes_too_soon_counts_as_preempted_and_not_as_lost(rig: Rig) -> None:
+    with Metadata(clouds.gcp()) as server:
+        os.environ |= {"SIMAGENT_CLOUD": "gcp", "SIMAGENT_CLOUD_ENDPOINT": server.endpoint}
+        try:
+            first = rig.process("first")
+        finally:
+            del os.environ["SIMAGENT_CLOUD"], os.environ["SIMAGENT_CLOUD_ENDPOINT"]
+        task = rig.submit({"run": STUBBORN, "shell": True}, grace=100.0)
+        pid = pid_of(rig)
+        server.answers.update(clouds.gcp_preempted())
+        rig.until(lambda: rig.client.state(task).attempts[0].reason)
+        kill9(first)
+        psutil.Process(pid).kill()
+    with rig.agent("second"):
+        state = rig.until(lambda: s if (s := rig.client.state(task)).epoch == 2 else None)
+        rig.client.kill(task, by="tester", grace=0.1)
+        rig.finish(task)
+    assert (state.counters.preemptions, state.counters.losses) == (1, 0)
+    assert state.attempts[0].reason == "preempted"
+    assert "before it had given the task back" in (state.attempts[0].message or "")
 
 
 def test_a_metadata_server_that_hangs_keeps_nothing_from_running(rig: Rig) -> None:

@@ -212,19 +212,21 @@ class Task:
         patterns: str | Iterable[str] = (),
         to: str | os.PathLike[str] | None = None,
         *,
+        attempt: int | None = None,
         progress: bool | OnBytes = True,
         on_skip: Callable[[str, str], None] | None = None,
     ) -> Sequence[Path]:
         """Fetch the outputs that match a glob, or all, into a folder, and give their paths.
 
-        ``to`` is by default a folder named as the task. On a terminal a line shows how far it is;
-        ``progress`` switches that off, or is a function that is told the bytes written so far, and
-        how many there will be, if that is known. ``on_skip`` is told the path of what is left out
-        because it would lead out of the folder, and why. Raises OSError, too.
+        ``to`` is by default a folder named as the task; ``attempt`` asks for those that there were
+        when this one was given back. On a terminal a line shows how far it is; ``progress``
+        switches that off, or is a function that is told the bytes written so far, and how many
+        there will be, if that is known. ``on_skip`` is told the path of what is left out because
+        it would lead out of the folder, and why. Raises OSError, too.
         """
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
-        state = self.state
-        total = state.output.bytes if state.output is not None and not globs else None
+        output = self.state.output if not globs and attempt is None else None
+        total = output.bytes if output is not None else None
         done = 0
         with transferring("outputs", progress) as tell:
 
@@ -236,7 +238,7 @@ class Task:
 
             target = Path(self.id if to is None else to)
             return self._open().download(
-                self._keys, globs, target, on_progress=count, on_skip=on_skip
+                self._keys, globs, target, attempt=attempt, on_progress=count, on_skip=on_skip
             )
 
     def sync(

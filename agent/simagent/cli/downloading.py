@@ -13,7 +13,12 @@ _SHOWN = 20
 
 
 def download_outputs(
-    config: Config, task_id: str, patterns: Sequence[str], folder: Path | None
+    config: Config,
+    task_id: str,
+    patterns: Sequence[str],
+    folder: Path | None,
+    *,
+    attempt: int | None = None,
 ) -> int:
     """Fetch the outputs that match, and list them; tell the exit code.
 
@@ -22,9 +27,11 @@ def download_outputs(
     client = open_client(config)
     array, folder = client.find_array(task_id), folder or Path(task_id)
     if array is None:
-        for line in fetch(client.task(task_id), patterns, folder):
+        for line in fetch(client.task(task_id), patterns, folder, attempt=attempt):
             put(line)
         return 0
+    if attempt is not None:
+        raise ClientError(f"{task_id} is an array: name one of its tasks for --attempt")
     missing = 0
     for index, task in enumerate(array):
         if task.state.output is None:
@@ -42,11 +49,15 @@ def download_outputs(
     return int(missing > 0)
 
 
-def fetch(task: Task, patterns: Sequence[str], folder: Path) -> Iterator[str]:
+def fetch(
+    task: Task, patterns: Sequence[str], folder: Path, *, attempt: int | None = None
+) -> Iterator[str]:
     """Fetch outputs into a folder; give the lines that list them."""
     with progress_bar("outputs") as bar:
         progress = bar.reach if bar is not None else False
-        paths = task.download(patterns, folder, progress=progress, on_skip=_skipped)
+        paths = task.download(
+            patterns, folder, attempt=attempt, progress=progress, on_skip=_skipped
+        )
     yield from _listed("outputs", paths, folder)
 
 

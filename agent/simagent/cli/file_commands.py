@@ -74,6 +74,10 @@ def download(
         typer.Argument(metavar="PATTERN", help="Globs of what to fetch; default: all."),
     ] = None,
     output_dir: OutputDir = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option("--attempt", metavar="N", min=1, help="What this one left, given back."),
+    ] = None,
 ) -> int:
     """Fetch a task's outputs.
 
@@ -84,4 +88,4 @@ def download(
     """
     from simagent.cli.downloading import download_outputs
 
-    return download_outputs(config, task_id, patterns or [], output_dir)
+    return download_outputs(config, task_id, patterns or [], output_dir, attempt=attempt)

@@ -5,11 +5,29 @@ from collections.abc import Iterator
 from simagent.client.errors import ClientError
 from simagent.domain.keys import TaskKeys
 from simagent.domain.live import MAX_DATA, Item, last_lines
-from simagent.domain.state import Output
+from simagent.domain.state import Output, State, Status
 from simagent.ports.retry import Retry
 from simagent.ports.store import Store
 from simagent.transfer.download import read_manifest, read_output
 from simagent.transfer.errors import OutputChangedError
+
+
+def output_of(task: TaskKeys, state: State, attempt: int | None) -> Output:
+    """Give what a task published; of an attempt, what there was when it was given back.
+
+    Raises `ClientError`.
+    """
+    if attempt is not None and (state.output is None or state.output.epoch != attempt):
+        left = [found.partial for found in state.attempts if found.epoch == attempt]
+        if left and left[0] is not None:
+            return left[0]
+        raise ClientError(f"task {task.id}: attempt {attempt} has left no outputs")
+    if state.output is not None:
+        return state.output
+    if state.status is Status.DELETED:
+        raise ClientError(f"task {task.id} was deleted, with its outputs")
+    hint = "they come with its end" if not state.terminal else "it published none"
+    raise ClientError(f"task {task.id} is {state.status} and has no outputs: {hint}")
 
 
 class Published:

@@ -14,6 +14,7 @@ from simagent.client.following import Follower, LogPiece
 from simagent.client.listing import EVERY, Listed, Listing, Wanted
 from simagent.client.looking import Look, looks
 from simagent.client.pace import LOCAL_POLLS, Polls
+from simagent.client.published import output_of
 from simagent.client.removal import Removal
 from simagent.client.submission import Submission
 from simagent.client.syncing import Fetched, Sync
@@ -241,24 +242,21 @@ class Tasks:
         patterns: Sequence[str],
         target: Path,
         *,
+        attempt: int | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_skip: Callable[[str, str], None] | None = None,
     ) -> Sequence[Path]:
         """Fetch the outputs that match a pattern (all without one) into a folder.
 
+        With ``attempt`` those that there were when this one was given back.
         ``on_progress`` is told the bytes of each piece written, ``on_skip`` the path of what is
         left out because it would lead out of the folder, and why. Raises OSError, too.
         """
-        state = self.state(task)
-        if state.output is None:
-            if state.status is Status.DELETED:
-                raise ClientError(f"task {task.id} was deleted, with its outputs")
-            hint = "they come with its end" if not state.terminal else "it published none"
-            raise ClientError(f"task {task.id} is {state.status} and has no outputs: {hint}")
+        output = output_of(task, self.state(task), attempt)
         try:
             paths = download(
                 self._ledger.store,
-                state.output,
+                output,
                 patterns or ["**"],
                 Place(target),
                 retry=self._calls.transfer,

@@ -142,6 +142,11 @@ class AttemptKeys:
         return AttemptKeys(f"{self.syncs}{name}/")
 
     @property
+    def partial(self) -> "AttemptKeys":
+        """The keys of the outputs as they were when the task was given back."""
+        return AttemptKeys(f"{self.root}partial/")
+
+    @property
     def output_zip(self) -> str:
         """The outputs, as one archive."""
         return self.root + "output.zip"

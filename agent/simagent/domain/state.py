@@ -128,6 +128,20 @@ class Timing(Record):
     started: float | None = None
 
 
+class Output(Record):
+    """What an attempt published: in one ``archive``, or as single files beneath a ``folder``."""
+
+    epoch: int
+    layout: Literal["archive", "files"] = "archive"
+    archive: str = ""
+    folder: str = ""
+    manifest: str
+    manifest_sha256: str
+    files: int
+    bytes: int
+    archive_bytes: int = 0
+
+
 class Attempt(Record):
     """One claim of the task by one agent."""
 
@@ -148,6 +162,8 @@ class Attempt(Record):
     """The attempt whose checkpoint it went on from."""
     note: str = ""
     """What a person should know of its start."""
+    partial: Output | None = None
+    """What there was of outputs when it was given back."""
 
 
 class Checkpoint(Record):
@@ -164,20 +180,6 @@ class Checkpoint(Record):
     files: int
     bytes: int
     at: float
-
-
-class Output(Record):
-    """What an attempt published: in one ``archive``, or as single files beneath a ``folder``."""
-
-    epoch: int
-    layout: Literal["archive", "files"] = "archive"
-    archive: str = ""
-    folder: str = ""
-    manifest: str
-    manifest_sha256: str
-    files: int
-    bytes: int
-    archive_bytes: int = 0
 
 
 class State(Document):

@@ -14,13 +14,14 @@ from simagent.ports.images import ImageError
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
-from simagent.worker.checkpoints import Checkpoints
+from simagent.worker.checkpoints import open_checkpoints
 from simagent.worker.containers import shut
 from simagent.worker.context import Context
 from simagent.worker.control import Control
 from simagent.worker.disk import is_no_space
 from simagent.worker.diskwatch import DiskWatch
 from simagent.worker.endings import Ending, StepLostError
+from simagent.worker.farewell import Farewell
 from simagent.worker.gathering import gather, scatter
 from simagent.worker.holding import Holding
 from simagent.worker.imaging import fetch_image
@@ -41,7 +42,6 @@ from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
 
 _FLUSH_SECONDS = 10.0
-_SHARE_TO_FLUSH = 1 / 3
 _MOST_CRASHES = 3
 _NICE = 10
 
@@ -99,17 +99,8 @@ class AttemptRun:
             tally=ctx.tally,
         )
         self._checkpoint = state.checkpoint
-        self._checkpoints = (
-            Checkpoints(
-                ctx,
-                spec,
-                journal,
-                self.orders,
-                state.checkpoint,
-                signal=self._steps.signal,
-            )
-            if spec.checkpoint is not None
-            else None
+        self._checkpoints = open_checkpoints(
+            ctx, spec, journal, self.orders, state.checkpoint, signal=self._steps.signal
         )
         if self._checkpoints is not None:
             self._steps.save = self._checkpoints.save
@@ -276,12 +267,11 @@ class AttemptRun:
 
     def _give_back(self, reason: Reason, message: str) -> Ending | None:
         stop_leftovers(self._ctx, self._journal.folder)
-        now = self._ctx.clock.now()
-        self._telemetry.stop(self.orders.time_for(_FLUSH_SECONDS, now, _SHARE_TO_FLUSH))
         ended = self._ctx.clock.wall()
+        farewell = Farewell(self._ctx, self._spec, self._journal, self.orders)
+        kept, outputs = farewell.take(self._steps.left, self._telemetry, self._checkpoints)
         attempt = self._attempt().with_(reason=reason, message=message, ended=ended)
-        kept = self._checkpoints.last(self._steps.left) if self._checkpoints is not None else None
-        return self._holding.give_back(self._spec, attempt, kept)
+        return self._holding.give_back(self._spec, attempt.with_(partial=outputs), kept)
 
     def _finalize(self, ending: Ending) -> None:
         """Fix the outcome, publish the outputs, end the task; each step may be repeated."""
@@ -354,8 +344,4 @@ class AttemptRun:
             timings=self._timeline.as_dict() | ran,
             ran_seconds=sum(timing.seconds for timing in ran.values()) if ran else None,
         )
-        order = self.orders.interrupted
-        if isinstance(order, Preempted) and not self.finalizing:
-            # Where there is no time to give it back, others learn here that it was no loss.
-            return attempt.with_(reason=Reason.PREEMPTED, message=str(order))
-        return attempt
+        return attempt if self.finalizing else self.orders.noted(attempt)

@@ -40,7 +40,7 @@ _SAVE_WITHIN = 60.0
 _SHARE_TO_SAVE = 1 / 3  # of the time left
 """Seconds that a simulator has to write a set before it is told to end."""
 _LAST_WITHIN = 45.0
-_SHARE_OF_LAST = 0.8  # of the time left; then the task is given back
+_SHARE_OF_LAST = 0.75  # of the time left; then the task is given back
 """Seconds that a task which is given back may wait for its last set to be stored."""
 _JOIN_SECONDS = 10.0
 _SHARE_TO_JOIN = 0.1
@@ -278,3 +278,18 @@ class Checkpoints:
     def _miss(self, why: str) -> None:
         entry = self._journal.entry
         log.warning(Event.CHECKPOINT_MISSED, task=entry.task, epoch=entry.epoch, error=why)
+
+
+def open_checkpoints(
+    ctx: Context,
+    spec: Spec,
+    journal: Journal,
+    orders: Orders,
+    latest: Checkpoint | None,
+    *,
+    signal: Callable[[int], bool],
+) -> Checkpoints | None:
+    """Make what keeps the checkpoints of a task that asks for them."""
+    if spec.checkpoint is None:
+        return None
+    return Checkpoints(ctx, spec, journal, orders, latest, signal=signal)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from simagent.domain.reasons import Reason
-from simagent.domain.state import Kill
+from simagent.domain.state import Attempt, Kill
 from simagent.ports.clock import Wake
 
 
@@ -90,6 +90,15 @@ class Orders:
         if self.interrupted is None or order.rank > self.interrupted.rank:
             self.interrupted = order
             self.wake.set()
+
+    def noted(self, attempt: Attempt) -> Attempt:
+        """Note in what is told of an attempt that its machine goes away, if it does.
+
+        Where there is no time to give it back, others learn by it that it was no loss.
+        """
+        if not isinstance(self.interrupted, Preempted):
+            return attempt
+        return attempt.with_(reason=Reason.PREEMPTED, message=str(self.interrupted))
 
     def time_for(self, most: float, now: float, share: float = 1.0) -> float:
         """Tell how many seconds something may take: ``most``, or a share of all that is left."""
