@@ -6,7 +6,7 @@
 #   SUITE=trixie          Debian's release
 #   SIZE=                 MB of the disk; default: what is in it and half a GB (it grows at boot)
 #   FORMATS="raw qcow2"   what to keep
-# and those of vm/provision.sh: AGENT APPTAINER MPI DOCKER IMAGES.
+# and those of vm/provision.sh: AGENT APPTAINER MPI DOCKER IMAGES DEADMAN.
 #
 # As root, or as anyone with subordinate ids (/etc/subuid). Needs no loop devices.
 set -euo pipefail
@@ -22,6 +22,7 @@ APPTAINER=${APPTAINER-apt}
 MPI=${MPI-openmpi-bin}
 DOCKER=${DOCKER:-}
 IMAGES=${IMAGES:-}
+DEADMAN=${DEADMAN:-yes}
 
 fail() {
     echo "vm/build.sh: $*" >&2
@@ -31,87 +32,90 @@ tell() {
     printf '%4d s  %s\n' "$SECONDS" "$*"
 }
 
-for tool in mmdebstrap:mmdebstrap sfdisk:fdisk mkfs.ext4:e2fsprogs mkfs.vfat:dosfstools \
-    mcopy:mtools qemu-img:qemu-utils; do
-    command -v "${tool%%:*}" >/dev/null ||
-        fail "there is no ${tool%%:*}: apt-get install ${tool#*:} (or all: make vm-tools)"
-done
-[ "$(dpkg --print-architecture)" = amd64 ] || fail "the disk is for amd64, and made there"
-[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
-    fail "Debian's keys are not here: apt-get install debian-archive-keyring"
-case "$SIZE" in *[!0-9]*) fail "SIZE=$SIZE: not a number of MB" ;; esac
-for format in $FORMATS; do
-    case $format in raw | qcow2) ;; *) fail "FORMATS=$format: raw, qcow2, or both" ;; esac
-done
-
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-chmod 755 "$work"
-
 # What is read from within the tree while it is made lies in this folder there.
 inside=/var/tmp/simagent-vm
-bring() { # FILE [NAME]: prints its path inside
+bring() { # FILE: prints its path inside
     [ -f "$1" ] || fail "$1: no such file"
-    cp --reflink=auto "$1" "$work/in/${2:-$(basename "$1")}"
-    echo "$inside/${2:-$(basename "$1")}"
+    cp --reflink=auto "$1" "$work/in/"
+    echo "$inside/$(basename "$1")"
 }
-mkdir "$work/in"
-cp -r "$here/provision.sh" "$here/seal.sh" "$here/files" "$here/disk" "$work/in/"
-[ -z "$AGENT" ] || AGENT=$(bring "$AGENT")
-case $APPTAINER in *://*) ;; *.deb) APPTAINER=$(bring "$APPTAINER") ;; esac
-brought=()
-for image in $IMAGES; do
-    case $image in *.sif) image=$(bring "$image") ;; esac
-    brought+=("$image")
-done
-{
-    printf '%s=%q\n' AGENT "$AGENT" APPTAINER "$APPTAINER" MPI "$MPI" DOCKER "$DOCKER"
-    printf '%s=%q\n' IMAGES "${brought[*]}"
-    printf 'export AGENT APPTAINER MPI DOCKER IMAGES\n'
-} >"$work/in/settings"
 
-options=(--quiet --variant=minbase --format=null)
-for left_out in man locale doc; do
-    options+=(--dpkgopt="path-exclude=/usr/share/$left_out/*")
-done
-options+=(--dpkgopt='path-include=/usr/share/doc/*/copyright' --dpkgopt='path-include=/usr/share/doc/simagent/*')
-# How this machine's apt takes the dates of an archive, where that is set.
-apt-config dump --format '%f "%v";%n' Acquire::Check-Valid-Until Acquire::Check-Date |
-    grep -v '""' >"$work/host.conf" || true
-[ ! -s "$work/host.conf" ] || options+=(--aptopt="$work/host.conf")
+# A function, so that all of this is read before anything is done.
+main() {
+    for tool in mmdebstrap:mmdebstrap sfdisk:fdisk mkfs.ext4:e2fsprogs mkfs.vfat:dosfstools \
+        mcopy:mtools qemu-img:qemu-utils; do
+        command -v "${tool%%:*}" >/dev/null ||
+            fail "there is no ${tool%%:*}: apt-get install ${tool#*:} (or all: make vm-tools)"
+    done
+    [ "$(dpkg --print-architecture)" = amd64 ] || fail "the disk is for amd64, and made there"
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
+        fail "Debian's keys are not here: apt-get install debian-archive-keyring"
+    case "$SIZE" in *[!0-9]*) fail "SIZE=$SIZE: not a number of MB" ;; esac
+    for format in $FORMATS; do
+        case $format in raw | qcow2) ;; *) fail "FORMATS=$format: raw, qcow2, or both" ;; esac
+    done
 
-# Written to from a namespace in which this user is another one.
-raw=$OUT/simagent.raw.part
-rm -f "$raw"
-: >"$raw"
-chmod 666 "$raw"
-: >"$work/told"
-chmod 666 "$work/told"
+    mkdir -p "$OUT"
+    OUT=$(cd "$OUT" && pwd)
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    chmod 755 "$work"
 
-export SIMAGENT_VM_RAW=$raw SIMAGENT_VM_SIZE=$SIZE SIMAGENT_VM_TOLD=$work/told
-tell "Debian $SUITE ..."
-mmdebstrap "${options[@]}" \
-    --customize-hook="mkdir -p \"\$1$inside\"" \
-    --customize-hook="tar -C '$work/in' -c . | tar -C \"\$1$inside\" --no-same-owner -x" \
-    --customize-hook="chroot \"\$1\" sh $inside/disk/base.sh" \
-    --customize-hook="chroot \"\$1\" sh -c '. $inside/settings; exec sh $inside/provision.sh'" \
-    --customize-hook="chroot \"\$1\" sh $inside/seal.sh" \
-    --customize-hook="rm -rf \"\$1$inside\"" \
-    --customize-hook="unshare --mount sh $here/disk/write.sh \"\$1\"" \
-    "$SUITE" /dev/null
-chmod 644 "$raw"
+    mkdir "$work/in"
+    cp -r "$here/provision.sh" "$here/seal.sh" "$here/files" "$here/disk" "$work/in/"
+    [ -z "$AGENT" ] || AGENT=$(bring "$AGENT")
+    case $APPTAINER in *://*) ;; *.deb) APPTAINER=$(bring "$APPTAINER") ;; esac
+    brought=()
+    for image in $IMAGES; do
+        case $image in *.sif) image=$(bring "$image") ;; esac
+        brought+=("$image")
+    done
+    {
+        printf '%s=%q\n' AGENT "$AGENT" APPTAINER "$APPTAINER" MPI "$MPI" DOCKER "$DOCKER"
+        printf '%s=%q\n' IMAGES "${brought[*]}" DEADMAN "$DEADMAN"
+        printf 'export AGENT APPTAINER MPI DOCKER IMAGES DEADMAN\n'
+    } >"$work/in/settings"
 
-for format in $FORMATS; do
-    [ "$format" != qcow2 ] || {
-        tell "qcow2 ..."
-        qemu-img convert -c -O qcow2 -o compression_type=zstd "$raw" "$OUT/simagent.qcow2.part"
-        mv "$OUT/simagent.qcow2.part" "$OUT/simagent.qcow2"
-    }
-done
-case " $FORMATS " in *" raw "*) mv "$raw" "$OUT/simagent.raw" ;; *) rm "$raw" ;; esac
-for format in $FORMATS; do
-    file=$OUT/simagent.$format
-    tell "$file: $(($(stat -c %s "$file") / 1000000)) MB, of them on disk $(du -m "$file" | cut -f1)"
-done
+    options=(--quiet --variant=minbase --format=null)
+    for left_out in man locale doc; do
+        options+=(--dpkgopt="path-exclude=/usr/share/$left_out/*")
+    done
+    options+=(--dpkgopt='path-include=/usr/share/doc/*/copyright' --dpkgopt='path-include=/usr/share/doc/simagent/*')
+    # How this machine's apt takes the dates of an archive, where that is set.
+    apt-config dump --format '%f "%v";%n' Acquire::Check-Valid-Until Acquire::Check-Date |
+        grep -v '""' >"$work/host.conf" || true
+    [ ! -s "$work/host.conf" ] || options+=(--aptopt="$work/host.conf")
+
+    # Written to from a namespace in which this user is another one.
+    raw=$OUT/simagent.raw.part
+    rm -f "$raw"
+    : >"$raw"
+    chmod 666 "$raw"
+    export SIMAGENT_VM_RAW=$raw SIMAGENT_VM_SIZE=$SIZE
+    tell "Debian $SUITE ..."
+    mmdebstrap "${options[@]}" \
+        --customize-hook="mkdir -p \"\$1$inside\"" \
+        --customize-hook="tar -C '$work/in' -c . | tar -C \"\$1$inside\" --no-same-owner -x" \
+        --customize-hook="chroot \"\$1\" sh $inside/disk/base.sh" \
+        --customize-hook="chroot \"\$1\" sh -c '. $inside/settings; exec sh $inside/provision.sh'" \
+        --customize-hook="chroot \"\$1\" sh $inside/seal.sh" \
+        --customize-hook="rm -rf \"\$1$inside\"" \
+        --customize-hook="unshare --mount sh $here/disk/write.sh \"\$1\"" \
+        "$SUITE" /dev/null 2>&1 | while IFS= read -r line; do tell "$line"; done
+    chmod 644 "$raw"
+
+    for format in $FORMATS; do
+        [ "$format" != qcow2 ] || {
+            tell "qcow2 ..."
+            qemu-img convert -c -O qcow2 -o compression_type=zstd "$raw" "$OUT/simagent.qcow2.part"
+            mv "$OUT/simagent.qcow2.part" "$OUT/simagent.qcow2"
+        }
+    done
+    case " $FORMATS " in *" raw "*) mv "$raw" "$OUT/simagent.raw" ;; *) rm "$raw" ;; esac
+    for format in $FORMATS; do
+        file=$OUT/simagent.$format
+        tell "$file: $(($(stat -c %s "$file") / 1000000)) MB, of them on disk $(du -m "$file" | cut -f1)"
+    done
+}
+
+main

@@ -9,9 +9,11 @@
 #   MPI=openmpi-bin       packages with an mpirun; empty: none
 #   DOCKER=               yes: Docker Engine, too
 #   IMAGES=               images of simulators to have here: FILE.sif, docker://..., by blanks
+#   DEADMAN=yes           power off a machine whose agent could not run for half an hour; or no
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 AGENT=${AGENT:-} APPTAINER=${APPTAINER-apt} MPI=${MPI-openmpi-bin} DOCKER=${DOCKER:-} IMAGES=${IMAGES:-}
+DEADMAN=${DEADMAN:-yes}
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 
 fail() {
@@ -106,6 +108,11 @@ esac
     # The metadata address is closed to tasks by nft.
     install "$AGENT" nftables
     simagent --version
+    case $DEADMAN in
+    yes) systemctl -q enable simagent-deadman.timer ;;
+    no) systemctl -q disable simagent-deadman.timer ;;
+    *) fail "DEADMAN=$DEADMAN: yes or no" ;;
+    esac
 }
 cp -r "$here/files/." /
 
