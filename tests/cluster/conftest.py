@@ -44,6 +44,18 @@ def sif(docker_engine: Engine, apptainer: Apptainer) -> Callable[[str], Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def archive(docker_engine: Engine) -> Callable[[str], Path]:
+    """Make an image's file for Docker."""
+
+    def make(name: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_HOST", docker_engine.host)
+            return images.archive(name)
+
+    return make
+
+
 @pytest.fixture
 def lab(docker_engine: Engine, vm_image: str) -> Iterator[ClusterLab]:
     """A lab without VMs as yet."""

@@ -45,6 +45,13 @@ def sif(name: str) -> Path:
         return _own(name)
 
 
+def archive(name: str) -> Path:
+    """See to an image's file for Docker."""
+    simulator = load(name)
+    build(simulator)
+    return Path(image_file(simulator, "docker", FILES).removeprefix("docker-archive:"))
+
+
 def _own(name: str) -> Path:
     if name == OPENMPI_4:
         build_base("bookworm")

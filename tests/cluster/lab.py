@@ -69,6 +69,7 @@ class ClusterLab(Rig):
             made.mkdir()
             os.chown(made, self.uid, -1)
         self.vms: dict[str, Vm] = {}
+        self._docker = False
         self._settings_of: dict[str, dict[str, Any]] = {}
         self._agents: set[str] = set()
         self.bucket = bucket = make_bucket(moto.endpoint, moto.name("lab"), moto.region)
@@ -93,10 +94,21 @@ class ClusterLab(Rig):
         for name in names:
             vm = Vm(self._engine, name, self._network.name, self.folder / name, self.uid)
             self.vms[name] = vm
-            vm.boot(self._image, self.shared, images or self.images)
+            vm.boot(self._image, self.shared, images or self.images, docker=self._docker)
 
-    def up(self, members: int = 1, *, mpi: Mapping[str, Any] | None = None, **fields: Any) -> None:
-        """Start a head and members, and their agents; ``mpi`` and ``fields`` are of the head's."""
+    def up(
+        self,
+        members: int = 1,
+        *,
+        docker: bool = False,
+        mpi: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Start a head and members, and their agents; ``mpi`` and ``fields`` are of the head's.
+
+        With ``docker`` each has an engine of its own, else all have Apptainer.
+        """
+        self._docker = docker
         names = [f"m{number}" for number in range(1, members + 1)]
         self.boot(HEAD, *names)
         for name in names:
@@ -136,7 +148,7 @@ class ClusterLab(Rig):
         return {
             **of_all,
             "state_dir": "/state/agent",
-            "runtimes": ["apptainer"],
+            "runtimes": ["docker" if self._docker else "apptainer"],
             "allow_process": True,
             "log_format": "json",
             "mpi": shared | dict(mpi),
@@ -187,6 +199,11 @@ class ClusterLab(Rig):
         (self.images / sif.name).unlink(missing_ok=True)
         os.link(sif, self.images / sif.name)
         return f"file:///images/{sif.name}"
+
+    def link_archive(self, archive: Path) -> str:
+        """Give an archive of Docker's to all VMs; give its reference there."""
+        self.link(archive)
+        return f"docker-archive:/images/{archive.name}"
 
     def ranks(self, task: TaskKeys, program: str) -> dict[str, list[int]]:
         """List the ranks of a program by host."""
@@ -272,6 +289,8 @@ class ClusterLab(Rig):
             for name, vm in self.vms.items()
             for command in (vm.busy() if name not in but else ())
         ]
+        if self._docker:
+            found += [f"{name}: {it}" for name, vm in self.vms.items() for it in vm.containers()]
         of_attempts = [f for f in self.shared.glob("*/*") if f.is_dir()]
         journals = list(self.folder.glob("*/agent/attempts/*"))
         return found + [str(f.relative_to(self.folder)) for f in (*of_attempts, *journals)]

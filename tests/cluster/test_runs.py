@@ -35,7 +35,8 @@ def probed(
     """Run the probe with a rank on each host; give what it says."""
     task = lab.submit({"run": "mpi-probe", "mpi": spread(hosts, **mpi)}, image=image)
     lab.succeeds(task)
-    assert lab.log(task, "stderr") == b""
+    said = lab.log(task, "stderr")
+    assert said == b"", said
     told: dict[str, object] = json.loads(lab.log(task))
     assert told["sum_is_right"]
     assert told["hosts"] == sorted(EVERYWHERE[:hosts])

@@ -14,9 +14,32 @@ SSH_PORT = 2200
 """Of the ssh servers that tests start for mpirun by hand; agents of members have their own."""
 
 _PATH = "/opt/simagent/bin:/usr/local/bin:/usr/bin:/bin"
-# What may be there while nothing runs for a task: the VM itself, and the members' ssh servers, with
-# connections to hosts that vanished: they are given up after a minute.
-_AT_REST = ("/sbin/docker-init ", "sleep infinity", "/usr/sbin/sshd ", "sshd: ", "sshd-session: ")
+# What may be there while nothing runs for a task: the VM itself, its Docker Engine, and members'
+# ssh servers, with connections to hosts that vanished: they are given up after a minute.
+_AT_REST = (
+    *("/sbin/docker-init ", "sleep infinity", "dockerd ", "containerd "),
+    *("/usr/sbin/sshd ", "sshd: ", "sshd-session: "),
+)
+_DATA = "/var/lib/docker"
+# Writable cgroups; those of version 2 are handed on to other groups than that of who is here. No
+# bridge and no firewall rules: ranks have the network of the VM.
+_DOCKERD = f"""\
+for mount in /sys/fs/cgroup $(ls -d /sys/fs/cgroup/*/); do
+    mount -o remount,rw,bind $mount 2>/dev/null || true
+done
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    mkdir -p /sys/fs/cgroup/vm
+    for pid in $(cat /sys/fs/cgroup/cgroup.procs); do
+        echo $pid >/sys/fs/cgroup/vm/cgroup.procs || true
+    done
+    sed 's/[^ ]* */+&/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
+fi
+dockerd --bridge none --iptables=false --ip6tables=false --data-root {_DATA} \\
+    --group "$(id -gn {USER})" >/state/dockerd.log 2>&1 &
+for _ in $(seq 300); do docker info >/dev/null 2>&1 && exit; sleep 0.1; done
+tail -n 5 /state/dockerd.log >&2
+exit 1
+"""
 
 
 class Vm(Host):
@@ -27,17 +50,26 @@ class Vm(Host):
         self.folder = folder
         self._uid = uid
 
-    def boot(self, image: str, shared: Path, images: Path) -> None:
-        """Start it, with a user who is the same one on all VMs."""
+    def boot(self, image: str, shared: Path, images: Path, *, docker: bool = False) -> None:
+        """Start it, with a user who is the same one on all VMs, and may use its Docker Engine."""
         self.folder.mkdir(parents=True)
         os.chown(self.folder, self._uid, -1)
         options = ["--init", "--user", "root", "--cap-add", "NET_ADMIN", "--shm-size", "1g"]
         options += ["--volume", f"{shared}:/shared", "--volume", f"{images}:/images:ro"]
+        if docker:  # all but what not every machine has to give
+            options += ["--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--volume", _DATA]
         self.start(image, *options, "--volume", f"{self.folder}:/state")
         add = f"useradd --uid {self._uid} --create-home --shell /bin/sh {USER}"
         # An image's own user may have that number.
         rename = f"usermod --login {USER} --home /home/{USER} --move-home $(id -nu {self._uid})"
         self.run(f"if id {self._uid} >/dev/null 2>&1; then {rename}; else {add}; fi", user="root")
+        if docker:
+            self.run(_DOCKERD, user="root")
+
+    def containers(self) -> list[str]:
+        """List the containers of its own engine, whether they run or not; none without one."""
+        listed = self.run("docker ps --all --format '{{.Names}}'", user="root", check=False)
+        return listed.stdout.split()
 
     def run(
         self,
