@@ -436,6 +436,7 @@ def _become(
     shim = os.getppid()
     os.setsid()
     confined.join()  # takes the kernel some milliseconds, in which the shim writes its record
+    _lose_protection()
     if plan.user is not None:
         os.setgroups([])
         os.setgid(plan.user[1])
@@ -459,6 +460,17 @@ def _become(
         message = f"cannot start in {plan.cwd}: {error.strerror}"
         raise StartError("not_executable", message) from None
     execute(plan.argv, plan.env)
+
+
+def _lose_protection() -> None:
+    """Be killed as any other where memory runs out: the agent's unit spares it, and its shims."""
+    path = "/proc/self/oom_score_adj"
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, encoding="ascii") as file:
+            spared = int(file.read()) < 0
+        if spared:
+            with open(path, "w", encoding="ascii") as file:
+                file.write("0")
 
 
 def _fork(

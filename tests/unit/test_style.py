@@ -12,7 +12,7 @@ SOURCE = ROOT / "agent" / "simagent"
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
 # One file by design: it is copied beside the task and runs without the package.
-MAX_SHIM_LINES = 620
+MAX_SHIM_LINES = 650
 POSTPONED = re.compile(r"\b(?:TO[D]O|FIX[M]E|X{3})\b")  # spelled so as not to find itself
 
 

@@ -33,6 +33,12 @@ _FAST = ("--mksquashfs-args", "-comp zstd -Xcompression-level 1")
 _ENDS_WITH_AGENT = """
 import ctypes, os, sys, warnings  # execvp imports it, perhaps from where the user cannot go
 agent, user, group, *argv = sys.argv[1:]
+try:  # it may need much memory, for which the agent is not to be killed
+    with open("/proc/self/oom_score_adj", "r+") as file:
+        if int(file.read()) < 0:
+            file.write("0")
+except OSError:
+    pass
 if user:
     os.setgroups([])
     os.setgid(int(group))
