@@ -80,6 +80,15 @@ def test_it_gets_nothing_of_the_agents_variables_but_where_programs_are(
     assert set(env.values()) == {str(tmp_path)}
 
 
+def test_asked_what_it_is_it_leaves_no_folder_behind(tmp_path: Path) -> None:
+    asked = program(tmp_path, "apptainer version 1.4.5")
+    file = Path(asked.name)
+    made = 'mkdir -p "$HOME/.apptainer" "$APPTAINER_CONFIGDIR" && touch "$0.made"'
+    file.write_text(file.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{made} 2>/dev/null\n"))
+    assert asked.setup().trouble is None
+    assert not (tmp_path / "apptainer.made").exists()
+
+
 def test_a_shell_that_needs_files_of_the_host_is_none() -> None:
     assert static_shell(("/no/such/file", "/bin/ls", __file__)) is None
     if os.path.exists("/bin/busybox"):

@@ -17,6 +17,8 @@ _OLDEST = (1, 2)
 
 _ANSWER_LIMIT = 20.0
 _GOOD_FOR, _BAD_FOR = 300.0, 10.0
+_NO_FOLDER = Path("/dev/null")
+"""For who writes nothing: Apptainer would make a folder that is not there, if it is root's."""
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _USERNS = {
     "/proc/sys/user/max_user_namespaces": "0",
@@ -97,7 +99,7 @@ class ApptainerProgram:
     def _ask(self, path: str, *args: str) -> str:
         return subprocess.run(
             [path, *args],
-            env=self.env(Path("/nonexistent")),
+            env=self.env(_NO_FOLDER),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
