@@ -160,8 +160,9 @@ install_to /usr/share/lintian/overrides "$here/lintian/simagent"
 
 # Units that are enabled: what their preset says.
 enabled=$(sed -n 's/^enable  *//p' "$units"/system-preset/* | xargs)
+users=$(awk '$1 == "u" { print $2 }' "$units"/sysusers.d/* | xargs)
 for script in postinst prerm postrm; do
-    sed "s|@ENABLED@|$enabled|" "$here/$script" >"$root/DEBIAN/$script"
+    sed -e "s|@ENABLED@|$enabled|" -e "s|@USERS@|$users|" "$here/$script" >"$root/DEBIAN/$script"
     chmod 755 "$root/DEBIAN/$script"
 done
 chmod -R u=rwX,go=rX "$root/opt" "$root/usr"

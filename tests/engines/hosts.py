@@ -44,7 +44,7 @@ class Host:
         return [(int(row[0]), row[2]) for row in rows if not row[1].startswith("Z")]
 
     def copy_in(self, source: Path, target: str) -> None:
-        """Copy a file or a folder to it; owner and mode stay, on Linux."""
+        """Copy a file or a folder to its disk: not to what is in memory there, as /tmp."""
         self._engine.run("cp", "--archive", str(source), f"{self.container}:{target}")
 
     def remove(self) -> None:
