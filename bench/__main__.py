@@ -18,6 +18,7 @@ NAMES = (
     "apptainer",
     "docker_steps",
     "mpi",
+    "preempt",
     "s3",
 )
 
