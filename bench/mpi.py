@@ -22,6 +22,8 @@ _PAIRS = 5
 _CASE = _ROOT / "containers" / "lammps" / "smoke" / "in.lj"
 _RUN = "lmp -in in.lj -var cells 22"
 """About ten seconds on two cores: 42,592 atoms, 500 steps."""
+_ENV = {"OMP_NUM_THREADS": "1"}
+"""Each "host" has two slots, so that a rank there would have two threads: they share two cores."""
 _AGENT = """\
 #!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; done
@@ -96,10 +98,12 @@ def _by_hand(lab: "ClusterLab", reference: str, hosts: int) -> float:
     inside = (
         f"apptainer --quiet exec --bind /shared --pwd /shared/by-hand --env IMG={image} {image}"
     )
-    timed = f"{inside} mpirun -np 2 {where} {_RUN} >stdout"
+    named = " ".join(f"-x {name}" for name in _ENV)
+    timed = f"{inside} mpirun -np 2 {named} {where} {_RUN} >stdout"
     # The VM's own settings for MPI are not those of a task.
     unset = "unset $(env | sed -n 's/^\\(OMPI_[A-Za-z0-9_]*\\)=.*/\\1/p')"
-    lines = f"{unset}; cd /shared/by-hand; date +%s.%N; {timed} && date +%s.%N"
+    own = " ".join(f"{name}={value}" for name, value in _ENV.items())
+    lines = f"{unset}; export {own}; cd /shared/by-hand; date +%s.%N; {timed} && date +%s.%N"
     began, ended = lab.head.run(lines, seconds=600).stdout.split()
     return float(ended) - float(began)
 
@@ -107,7 +111,10 @@ def _by_hand(lab: "ClusterLab", reference: str, hosts: int) -> float:
 def _by_agent(lab: "ClusterLab", reference: str, hosts: int) -> float:
     spread = {"hosts": 2, "ranks_per_host": 1} if hosts > 1 else {"hosts": 1}
     task = lab.submit(
-        {"run": _RUN, "mpi": {"np": 2, **spread}}, image=reference, inputs=[str(_CASE)]
+        {"run": _RUN, "mpi": {"np": 2, **spread}},
+        image=reference,
+        inputs=[str(_CASE)],
+        env=_ENV,
     )
     (step,) = lab.ends(task, 600).attempts[-1].steps
     state = lab.client.state(task)
