@@ -74,7 +74,7 @@ def _last(folder: Path) -> Iterator[str]:
         yield f"the last one began at {at} and was cut off" if crashed else f"it ended at {at}"
     left = len(list(attempts.iterdir())) if attempts.is_dir() else 0
     if left:
-        yield f"it left {left} tasks, which may run on until one is started"
+        yield f"tasks that it left, and that may run on: {left}"
 
 
 def _is_service(folder: Path) -> bool:
@@ -120,7 +120,7 @@ def _facts(told: Fields) -> Iterator[tuple[str, str]]:
         turned = _ago(told["turned"])
         yield "main loop", f"turned {turned} ago (up to {HANGS_AFTER:.0f} s is well)"
     yield from _disk(told.get("disk") or {})
-    yield "versions", _versions(told.get("versions") or {})
+    yield from _versions(told.get("versions") or {})
 
 
 def _engine(engine: Fields) -> str:
@@ -146,14 +146,15 @@ def _disk(disk: Fields) -> Iterator[tuple[str, str]]:
     yield "images", ", ".join(images)
 
 
-def _versions(versions: Fields) -> str:
-    own = f"simagent {versions.get('simagent')}, Python {versions.get('python')}"
-    parts = [own, f"journals of format {versions.get('journal')}"]
-    known = {"simagent", "python", "journal"}
-    parts += [printable(str(text)) for name, text in versions.items() if name not in known]
-    if versions.get("simagent") != __version__:
-        parts.append(f"{__version__} is installed: a restart would begin it, tasks run on")
-    return ", ".join(parts)
+def _versions(versions: Fields) -> Iterator[tuple[str, str]]:
+    own = versions.get("simagent")
+    text = f"simagent {own}, Python {versions.get('python')}"
+    if own != __version__:
+        text += f"; {__version__} is installed, and begins with a restart: tasks run on"
+    yield "versions", f"{text}, journals of format {versions.get('journal')}"
+    for name, engine in versions.items():
+        if name not in ("simagent", "python", "journal"):
+            yield name, printable(str(engine))
 
 
 def _task_cells(task: Fields) -> list[str]:

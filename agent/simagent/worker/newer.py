@@ -19,8 +19,6 @@ from simagent.worker.journal_entry import NewerJournal
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.span import keep_folder_alive
 
-_LOOK_EVERY = 15.0
-
 log = structlog.get_logger()
 
 
@@ -75,7 +73,7 @@ class NewerAttempts:
                 log.warning(Event.LEASE_LOST, task=it.task.id, epoch=it.epoch)
                 stop_leftovers(self._ctx, it.folder)
                 self._left.remove(it)
-        self._due = self._ctx.clock.now() + _LOOK_EVERY
+        self._due = self._ctx.clock.now() + self._ctx.times.renew_every
 
     def _mine(self, it: NewerJournal) -> bool:
         try:
