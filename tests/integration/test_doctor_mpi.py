@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from fakes.cli import Cli
+from fakes.disks import stalled_disk
+from fakes.rig import Rig
+from simagent.cli.doctor_mpi import _shared
 from simagent.domain.cluster import Member
+from simagent.worker import shared
 
 
 @pytest.fixture
@@ -104,6 +108,33 @@ def test_what_a_member_lacks_is_said(cli: Cli) -> None:
     checks = found(cli, code=1)
     assert checks["cluster folder"][0]["text"] == f"there is no folder {gone}"
     assert checks["cluster ssh"][0]["verdict"] == "missing"
+
+
+def test_a_shared_folder_in_which_others_could_put_files_in_the_place_of_ours_is_noted(
+    cli: Cli,
+) -> None:
+    folder = cli.folder / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    set_mpi(cli, shared_dir=str(folder))
+    (check,) = found(cli)["cluster folder"]
+    assert (check["verdict"], check["fix"]) == ("note", f"chmod +t {folder}")
+    folder.chmod(0o1777)
+    assert found(cli)["cluster folder"][0]["verdict"] == "ok"
+
+
+def test_a_file_server_that_does_not_answer_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "WITHIN", 0.5)
+    config = Rig(tmp_path).config()
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    mpi = config.mpi.model_copy(update={"shared_dir": folder})
+    with stalled_disk(folder):
+        check = _shared(config.model_copy(update={"cluster": "blue", "mpi": mpi}))
+    assert check.verdict == "missing"
+    assert check.text == f"{folder} does not answer within 0.5 s: look after its file server"
 
 
 def test_a_member_of_no_cluster_is_told_that_it_lacks_one(tmp_path: Path) -> None:

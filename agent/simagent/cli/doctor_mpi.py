@@ -27,6 +27,7 @@ from simagent.wiring.head import wanted_hosts
 from simagent.wiring.machine import open_launchers
 from simagent.worker.address import AddressError, own_address
 from simagent.worker.cores import physical_cores
+from simagent.worker.shared import StalledError, names_in
 
 _FAMILIES = {"hydra": "MPICH", "openmpi": "Open MPI"}
 _SILENT_AFTER = 4 * SHOWS_EVERY + 60
@@ -102,6 +103,10 @@ def _shared(config: Config) -> Check:
     if folder is None:
         text = "mpi.shared_dir is not set: ranks stay on one host"
         return Check("cluster folder", "missing", text, _SHARE)
+    try:
+        names_in(folder)
+    except StalledError as error:
+        return Check("cluster folder", "missing", str(error), _SHARE)
     if not folder.is_dir():
         return Check("cluster folder", "missing", f"there is no folder {folder}", _SHARE)
     if config.role == "head" and not os.access(folder, os.W_OK | os.X_OK):

@@ -80,7 +80,7 @@ def names_in(folder: Path) -> list[str]:
     try:
         told, _ = process.communicate(timeout=WITHIN)
     except subprocess.TimeoutExpired:
-        raise _stalled(folder.parent) from None
+        raise _stalled(folder) from None
     finally:
         _leave(process)
     return [os.fsdecode(name) for name in told.split(b"\0") if name]
