@@ -1,6 +1,9 @@
 """What each cloud's metadata server tells, and what is made of it."""
 
+import socket
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,30 @@ def test_nonsense_is_an_error_not_a_notice(text: str) -> None:
             Aws(wall, server.endpoint).notice()
         with pytest.raises(CloudError):
             Azure(wall, server.endpoint).notice()
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["in the head", "in the body"])
+def test_a_server_that_never_ends_its_answer_is_given_up_within_seconds(*, head: bool) -> None:
+    answer = b"HTTP/1.1 200 OK\r\n" + (b"" if head else b"\r\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        over = threading.Event()
+
+        def serve() -> None:
+            asker, _ = listener.accept()
+            with asker, suppress(OSError):
+                asker.recv(4096)
+                asker.sendall(answer)
+                while not over.wait(0.5):
+                    asker.sendall(b"X")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(CloudError, match="no whole answer came within 5 s"):
+            Gcp(f"http://127.0.0.1:{listener.getsockname()[1]}").facts()
+        assert time.monotonic() - began < 15
+        over.set()
+        thread.join()
 
 
 def test_a_server_that_hangs_is_given_up_within_seconds() -> None:

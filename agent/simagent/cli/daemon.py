@@ -22,6 +22,7 @@ from simagent.wiring.agent import open_agent
 from simagent.wiring.member import open_member
 from simagent.wiring.window import open_window
 from simagent.worker.identity import Occupant, alone_on
+from simagent.worker.notify import Notifier
 from simagent.worker.orders import Detached, Interrupted, Preempted
 
 _STOP_WITHIN = 9.0
@@ -38,6 +39,7 @@ def run_agent(config: Config, *, until_empty: bool) -> NoReturn:
     if config.role == "member" and until_empty:
         raise ConfigError("role: a member takes no tasks: leave --until-empty away")
     to_stderr(config)
+    Notifier().starting()
     with (
         alone_on(config.state_dir, occupant(config, "agent")),
         open_window(config, "agent") as window,
@@ -115,6 +117,7 @@ class _Daemon:
                     return self._code
                 if isinstance(what, BaseException):
                     log.error("the agent cannot go on", error=repr(what), exc_info=what)
+                    Notifier().status(f"the agent could not go on: {what!r}")
                     return CRASHED
                 if what == signal.SIGINT:
                     self._escalate()

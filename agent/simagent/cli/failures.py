@@ -13,6 +13,7 @@ from simagent.ports.launcher import LaunchError
 from simagent.ports.queue import QueueError
 from simagent.ports.store import StoreError
 from simagent.worker.identity import StateFolderInUseError
+from simagent.worker.notify import Notifier
 
 USAGE, FAILED, CRASHED = 2, 1, 70
 
@@ -32,14 +33,17 @@ _EXPECTED = (
 def show(error: Exception) -> int:
     """Print an error on standard error, a line each; tell the exit code.
 
-    With SIMAGENT_DEBUG=1, and where the error is a bug, the traceback is printed, too.
+    With SIMAGENT_DEBUG=1, and where the error is a bug, the traceback is printed, too. Where
+    systemd started this process, it shows the error in `systemctl status`.
     """
     expected = isinstance(error, _USAGE + _EXPECTED)
     if not expected or os.environ.get("SIMAGENT_DEBUG"):
         with suppress(OSError):
             traceback.print_exception(error)
-    for line in _message(error, expected=expected).splitlines():
+    message = _message(error, expected=expected)
+    for line in message.splitlines():
         say(line)
+    Notifier().status(message)
     if isinstance(error, _USAGE):
         return USAGE
     return FAILED if expected else CRASHED

@@ -2,7 +2,10 @@
 
 import http.client
 import json
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +14,8 @@ from simagent.ports.cloud import CloudError
 
 LINK_LOCAL = "http://169.254.169.254"
 _SECONDS = 2.0
+_IN_ALL = 5.0
+_LATE = f"no whole answer came within {_IN_ALL:g} s"
 _MOST_BYTES = 1 << 20
 
 
@@ -32,14 +37,19 @@ def ask(
 ) -> str:
     """Give the body of the answer. Raises `CloudError`.
 
-    ``base`` is http://HOST[:PORT]. It takes 2 s to connect and 2 s between bytes at most.
+    ``base`` is http://HOST[:PORT]. It takes 2 s to connect and 2 s between bytes at most, and the
+    answer 5 s in all.
     """
     where = urlsplit(base)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=_SECONDS)
     try:
-        connection.request(method, path, body, headers=dict(headers))
-        answer = connection.getresponse()
-        said = answer.read(_MOST_BYTES).decode(errors="replace")
+        connection.connect()
+        with _cut_off(connection.sock) as late:
+            connection.request(method, path, body, headers=dict(headers))
+            answer = connection.getresponse()
+            said = answer.read(_MOST_BYTES).decode(errors="replace")
+        if late.is_set():
+            raise TimeoutError(_LATE)
     except (OSError, http.client.HTTPException) as error:
         raise CloudError(f"{base}{path}: {error or type(error).__name__}") from error
     finally:
@@ -52,6 +62,29 @@ def ask(
         case 401 | 403:
             raise DeniedError(f"{base}{path}: answered {answer.status}")
     raise CloudError(f"{base}{path}: answered {answer.status}")
+
+
+@contextmanager
+def _cut_off(sock: socket.socket) -> Iterator[threading.Event]:
+    """End a conversation that takes too long; gives what is set then. Raises TimeoutError."""
+    late = threading.Event()
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_IN_ALL, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    except (OSError, http.client.HTTPException) as error:
+        if late.is_set():
+            raise TimeoutError(_LATE) from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def parse_object(text: str, cloud: str) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 _UNKNOWN_ISSUER = {18, 19, 20, 21}
-_EXPIRED, _OTHER_NAME = 10, 62
+_NOT_YET, _EXPIRED, _OTHER_NAME = 9, 10, 62
 """Codes of OpenSSL's verification (X509_V_ERR_…)."""
 # Where a client library compares the names itself.
 _OTHER_HOST = re.compile(r"hostname .* doesn't match")
@@ -38,6 +39,23 @@ def why_unreachable(error: BaseException, host: str, *, trust: str) -> str:
     return ""
 
 
+def unread_keys(environ: Mapping[str, str]) -> str:
+    """Say why a file of AWS keys that is named, or where it usually is, cannot be read.
+
+    It begins with a comma, to end a sentence; boto3 passes such a file over without a word. Empty
+    where the file can be read, or where there is none.
+    """
+    named = environ.get("AWS_SHARED_CREDENTIALS_FILE")
+    path = Path(named or "~/.aws/credentials")
+    try:
+        path.expanduser().open("rb").close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return f", {path}: {error.strerror}" if named else ""
+    except (OSError, RuntimeError) as error:
+        return f", {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+    return ""
+
+
 def skew(headers: Mapping[str, str], now: float) -> str:
     """Say how far this machine's clock is off, by the time that a server's answer bears.
 
@@ -63,6 +81,11 @@ def denied(said: str, action: str, resource: str) -> str:
 
 
 def _distrusted(error: ssl.SSLCertVerificationError, host: str, trust: str) -> str:
+    if error.verify_code == _NOT_YET:
+        return (
+            f"the certificate of {host} is not valid yet: set this machine's clock (timedatectl "
+            "set-ntp true)"
+        )
     if error.verify_code == _EXPIRED:
         return f"the certificate of {host} has expired: renew it, or set this machine's clock"
     if error.verify_code == _OTHER_NAME:

@@ -1,5 +1,6 @@
 """Calls to SQS by boto3: bounded in time, and their errors in the words of the queue's port."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from botocore.config import Config as BotoConfig
 from botocore.parsers import ResponseParserError
 
 from simagent.ports.queue import QueueError, QueueRefusedError, QueueUnavailableError
-from simagent.ports.reach import denied, skew, why_unreachable
+from simagent.ports.reach import denied, skew, unread_keys, why_unreachable
 
 LONGEST_POLL = 20
 """Seconds: what SQS takes for a long poll at most."""
@@ -196,8 +197,8 @@ class SqsCalls:
         if isinstance(error, _NO_KEYS):
             self._begin_anew()
             return QueueUnavailableError(
-                f"{where}: no AWS credentials found: give this machine a role, or set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                f"{where}: no AWS credentials found{unread_keys(os.environ)}: give this machine a "
+                "role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             )
         if isinstance(error, _LOG_IN):
             self._begin_anew()

@@ -1,5 +1,6 @@
 """What S3 and boto3 say when something fails, in the words of the store's port."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
 
-from simagent.ports.reach import denied, skew, why_unreachable
+from simagent.ports.reach import denied, skew, unread_keys, why_unreachable
 from simagent.ports.store import (
     NoSpaceError,
     NotFoundError,
@@ -106,8 +107,8 @@ def classify(
     said = " ".join(str(error).split())
     if isinstance(error, _NO_KEYS):
         return StoreLockedOutError(
-            f"{place}: no credentials found: give this machine a role, or set AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            f"{place}: no credentials found{unread_keys(os.environ)}: give this machine a role, or "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if isinstance(error, _LOG_IN):
         return StoreLockedOutError(f"{place}: the login is over, log in again: {said}")

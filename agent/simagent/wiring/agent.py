@@ -59,7 +59,10 @@ def open_context(config: Config, *, own_task: bool = False) -> Context:
     machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
     journals = Journals(config.state_dir)
     existing = not journals.empty
-    store = watch.store(open_store(config, existing=existing, prove=True, told=tell_of_store))
+    doubts: list[str] = []
+    store = watch.store(open_store(config, existing=existing, prove=True, told=doubts.append))
+    for why in doubts:
+        tell_of_store(why)
     # What it renews was claimed there.
     lease_ledger = Ledger(watch.store(open_store(config, existing=True, lease=True)))
     return Context(
@@ -77,6 +80,7 @@ def open_context(config: Config, *, own_task: bool = False) -> Context:
         settings=its,
         cloud=cloud,
         tally=watch.tally,
+        doubt=" ".join(doubts),
         contacts=watch.of_agent,
     )
 

@@ -104,6 +104,8 @@ class Context:
     """What the machine is rented from; None where it is of no cloud."""
     tally: Tally = field(default_factory=Tally)
     """What the agent has done so far."""
+    doubt: str = ""
+    """Why the store could not be used when it was opened; empty: it could, or was not asked."""
     contacts: tuple[Contact, ...] = ()
     """How it stands with store and queue, where their calls are noted."""
     free_bytes: Callable[[Path], int] = free_bytes

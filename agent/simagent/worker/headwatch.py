@@ -37,6 +37,11 @@ class HeadWatch:
         """Why nobody can be let in; empty: somebody can."""
 
     @property
+    def unread(self) -> str:
+        """Tell why the record cannot be read; empty: it can."""
+        return self._store.trouble
+
+    @property
     def led(self) -> bool:
         """Whether the cluster has a head, by its lease: one that was renewed of late."""
         since = self._member.clock.now() - self._led_at

@@ -17,13 +17,16 @@ log = structlog.get_logger()
 class Health:
     """The health of one engine, as the main loop sees it. Failures pause its use ever longer."""
 
-    def __init__(self, clock: Clock, *, lost: Event, back: Event) -> None:
+    def __init__(self, clock: Clock, *, lost: Event, back: Event, doubt: str = "") -> None:
+        """``doubt`` is why it could not be used before, if it could not: it has to be tried."""
         self._clock = clock
         self._lost = lost
         self._back = back
-        self._failures = 0
-        self._since = 0.0
+        self._failures = int(bool(doubt))
+        self._since = clock.now()
         self._until = 0.0
+        self.trouble = doubt
+        """Why it does not answer; empty: it did."""
 
     @property
     def pause_left(self) -> float:
@@ -54,8 +57,9 @@ class Health:
                 log.warning(self._lost, error=str(error))
             pause = min(_LONGEST_PAUSE, 2.0 ** min(self._failures, 10))
             self._failures += 1
+            self.trouble = str(error)
             self._until = self._clock.now() + pause * random.uniform(0.5, 1.0)  # noqa: S311
             return
         if self._failures and proof:
             log.info(self._back, seconds=round(self._clock.now() - self._since, 1))
-            self._failures = 0
+            self._failures, self.trouble = 0, ""

@@ -1,5 +1,6 @@
 """Who this agent is, and that it is alone on its state folder."""
 
+import errno
 import fcntl
 import json
 import os
@@ -53,11 +54,28 @@ class StateFolderInUseError(Exception):
         )
 
 
+class StateFolderError(OSError):
+    """The state folder cannot be written to; the message says why, and what to do."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        why = {
+            errno.EROFS: "it is on a file system that is read-only: mount it for writing",
+            errno.EACCES: f"uid {os.geteuid()} may not write there: chown it to that",
+            errno.ENOSPC: "its disk is full: free some of it",
+            errno.EDQUOT: "its disk quota is used up: free some of it",
+            errno.ENOTDIR: "there is a file in its place, or above it: remove that",
+            errno.EEXIST: "there is a file in its place: remove that",
+        }.get(error.errno or 0, f"{error.strerror or error}: mend that")
+        super().__init__(f"state_dir: {path}: {why}, or name another --state-dir")
+
+
 @contextmanager
 def alone_on(state_dir: Path, occupant: Occupant | None = None) -> Iterator[None]:
-    """Hold the state folder for this process. Raises `StateFolderInUseError`, OSError."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "lock").open("a+") as file:
+    """Hold the state folder for this process.
+
+    Raises `StateFolderInUseError`, `StateFolderError`.
+    """
+    with _lock_file(state_dir) as file:
         other = _lock(file, fcntl.LOCK_EX)
         if other is not None:
             raise StateFolderInUseError(state_dir, other)
@@ -69,6 +87,14 @@ def alone_on(state_dir: Path, occupant: Occupant | None = None) -> Iterator[None
             yield
         finally:
             os.ftruncate(file.fileno(), 0)
+
+
+def _lock_file(state_dir: Path) -> TextIO:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        return (state_dir / "lock").open("a+")
+    except OSError as error:
+        raise StateFolderError(state_dir, error) from error
 
 
 def holder_of(state_dir: Path) -> Occupant | None:
@@ -114,9 +140,16 @@ def _occupant(file: TextIO) -> Occupant:
 
 
 def identify(state_dir: Path, name: str | None = None) -> Identity:
-    """Tell who this agent is: the id kept in the state folder, made anew on another machine."""
+    """Tell who this agent is: the id kept in the state folder, made anew on another machine.
+
+    Raises `StateFolderError`.
+    """
+    try:
+        agent = name or _persistent_id(state_dir / "agent.json")
+    except OSError as error:
+        raise StateFolderError(state_dir, error) from error
     return Identity(
-        agent=name or _persistent_id(state_dir / "agent.json"),
+        agent=agent,
         incarnation=secrets.token_hex(8),
         boot_id=boot_id(),
         version=__version__,

@@ -12,7 +12,7 @@ from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
-from simagent.worker.capacity import refusal
+from simagent.worker.capacity import refusal, short_of_space
 from simagent.worker.choice import Refusal
 from simagent.worker.companions import start_companions
 from simagent.worker.context import Context
@@ -97,7 +97,9 @@ class Agent:
             share=self._slots.share,
             line=self._line,
         )
-        self._store = Health(ctx.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK)
+        self._store = Health(
+            ctx.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK, doubt=ctx.doubt
+        )
         self._queue = Health(ctx.clock, lost=Event.QUEUE_LOST, back=Event.QUEUE_BACK)
         self._house = House(
             ctx,
@@ -235,7 +237,10 @@ class Agent:
             parts.append(self._ctx.head.status)
         if self._newer:
             parts.append(f"{len(self._newer)} tasks of a newer version")
-        return "; ".join(filter(None, (*parts, self._life.status)))
+        settings = self._ctx.settings
+        lack = short_of_space(self._ctx.journals.root, settings.min_free)
+        troubles = (self._store.trouble, self._queue.trouble, lack)
+        return "; ".join(filter(None, (*parts, self._life.status, *troubles)))
 
     def _takes(self, task: TaskKeys) -> bool:
         """Tell whether a task would be taken that asks for no more than there is."""

@@ -263,8 +263,8 @@ class MemberAgent:
     @property
     def _text(self) -> str:
         what = "draining, " if self._closing else f"member of {self._member.cluster}, "
-        end = self._ending.status
-        return f"{what}{self._entries.count} runs of its head{'; ' if end else ''}{end}"
+        parts = (f"{what}{self._entries.count} runs of its head", self._ending.status)
+        return "; ".join(filter(None, (*parts, self._watch.unread or self._watch.trouble)))
 
     def _part(self, order: Interrupted, count: int) -> bool:
         """See that what runs ends in time; True when there is nothing left, or no time."""

@@ -3,6 +3,10 @@
 import os
 import socket
 
+_LONGEST = 1000
+_START_WITHIN = 180
+"""Seconds: all that is asked at the start has a time of its own; together they take less."""
+
 
 class Notifier:
     """Sends states to systemd; does nothing where systemd did not start the agent."""
@@ -11,6 +15,11 @@ class Notifier:
         address = os.environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._status = ""
+
+    def starting(self) -> None:
+        """The agent is about to look at what it needs, some of which may not answer for long."""
+        self._send(f"EXTEND_TIMEOUT_USEC={_START_WITHIN}000000")
+        self.status("looking at the store, the queue and the cloud")
 
     def ready(self) -> None:
         """The agent takes tasks."""
@@ -25,10 +34,13 @@ class Notifier:
         self._send("STOPPING=1")
 
     def status(self, text: str) -> None:
-        """Show a line in `systemctl status`."""
-        if text != self._status:
-            self._status = text
-            self._send(f"STATUS={text}")
+        """Show a line in `systemctl status`: one line, whatever is in the text."""
+        line = " ".join(text.split())
+        if len(line) > _LONGEST:
+            line = f"{line[:_LONGEST]} ..."
+        if line != self._status:
+            self._status = line
+            self._send(f"STATUS={line}")
 
     def _send(self, state: str) -> None:
         if not self._address:
@@ -36,6 +48,6 @@ class Notifier:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
             try:
-                sock.sendto(state.encode(), self._address)
+                sock.sendto(state.encode(errors="backslashreplace"), self._address)
             except OSError:
                 return  # systemd's watchdog notices when none of these arrive
