@@ -35,13 +35,30 @@ tell() {
 # What is read from within the tree while it is made lies in this folder there.
 inside=/var/tmp/simagent-vm
 bring() { # FILE: prints its path inside
-    [ -f "$1" ] || fail "$1: no such file"
     cp --reflink=auto "$1" "$work/in/"
     echo "$inside/$(basename "$1")"
 }
 
-# A function, so that all of this is read before anything is done.
-main() {
+check_settings() {
+    case "$SIZE" in *[!0-9]*) fail "SIZE=$SIZE: not a number of MB" ;; esac
+    for format in $FORMATS; do
+        case $format in raw | qcow2) ;; *) fail "FORMATS=$format: raw, qcow2, or both" ;; esac
+    done
+    [ -n "$AGENT" ] || fail "AGENT: name the agent's package, or use make vm-image"
+    [ -f "$AGENT" ] || fail "AGENT=$AGENT: no such file"
+    case $APPTAINER in
+    apt | none | http*://*.deb) ;;
+    *.deb) [ -f "$APPTAINER" ] || fail "APPTAINER=$APPTAINER: no such file" ;;
+    *) fail "APPTAINER=$APPTAINER: apt, FILE.deb, https://...deb or none" ;;
+    esac
+    for image in $IMAGES; do
+        case $image in *.sif) [ -f "$image" ] || fail "IMAGES: $image: no such file" ;; esac
+    done
+    case $DOCKER in "" | yes | no) ;; *) fail "DOCKER=$DOCKER: yes or no" ;; esac
+    case $DEADMAN in yes | no) ;; *) fail "DEADMAN=$DEADMAN: yes or no" ;; esac
+}
+
+check_machine() {
     for tool in mmdebstrap:mmdebstrap sfdisk:fdisk mkfs.ext4:e2fsprogs mkfs.vfat:dosfstools \
         mcopy:mtools qemu-img:qemu-utils; do
         command -v "${tool%%:*}" >/dev/null ||
@@ -50,11 +67,12 @@ main() {
     [ "$(dpkg --print-architecture)" = amd64 ] || fail "the disk is for amd64, and made there"
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ||
         fail "Debian's keys are not here: apt-get install debian-archive-keyring"
-    case "$SIZE" in *[!0-9]*) fail "SIZE=$SIZE: not a number of MB" ;; esac
-    for format in $FORMATS; do
-        case $format in raw | qcow2) ;; *) fail "FORMATS=$format: raw, qcow2, or both" ;; esac
-    done
+}
 
+# A function, so that all of this is read before anything is done.
+main() {
+    check_settings
+    check_machine
     mkdir -p "$OUT"
     OUT=$(cd "$OUT" && pwd)
     work=$(mktemp -d)
@@ -63,7 +81,7 @@ main() {
 
     mkdir "$work/in"
     cp -r "$here/provision.sh" "$here/seal.sh" "$here/files" "$here/disk" "$work/in/"
-    [ -z "$AGENT" ] || AGENT=$(bring "$AGENT")
+    AGENT=$(bring "$AGENT")
     case $APPTAINER in *://*) ;; *.deb) APPTAINER=$(bring "$APPTAINER") ;; esac
     brought=()
     for image in $IMAGES; do
