@@ -16,6 +16,7 @@ from fakes.steps import LIMIT, alive, until
 from simagent.domain.reasons import Reason
 from simagent.ports.runtime import Mount, RuntimeFailedError, StepExit, StepLimits
 from simagent.runtimes.apptainer import ApptainerRuntime
+from simagent.runtimes.apptainer_program import ApptainerProgram
 from simagent.runtimes.process import ProcessRuntime
 
 ROOT = os.geteuid() == 0
@@ -34,6 +35,17 @@ def run_as(box: Capsule, agent: str, *argv: str, **changes: object) -> StepExit:
     if agent == "root" or not ROOT:
         return box.run(plan)
     return as_user(USER, lambda: box.run(plan))
+
+
+@needs_root
+def test_asking_it_what_it_is_closes_no_file_of_the_machine(apptainer: Apptainer) -> None:
+    """It makes the folder that it is given for its settings its own, whatever that is."""
+    before = os.stat(os.devnull).st_mode
+    try:
+        assert ApptainerProgram().setup().trouble is None
+        assert os.stat(os.devnull).st_mode == before
+    finally:
+        os.chmod(os.devnull, before)
 
 
 AGENTS = [pytest.param("root", marks=needs_root), "user"]

@@ -17,8 +17,8 @@ _OLDEST = (1, 2)
 
 _ANSWER_LIMIT = 20.0
 _GOOD_FOR, _BAD_FOR = 300.0, 10.0
-_NO_FOLDER = Path("/dev/null")
-"""For who writes nothing: Apptainer would make a folder that is not there, if it is root's."""
+_NO_FOLDER = Path("/proc/none")
+"""For who writes nothing: none that Apptainer could make, as root, nor one that it could close."""
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _USERNS = {
     "/proc/sys/user/max_user_namespaces": "0",
