@@ -174,6 +174,7 @@ class Plan:
         self.user: list[int] | None = fields["user"]
         self.no_new_privs: bool = fields["no_new_privs"]
         self.contained: bool = fields["contained"]
+        self.launches: bool = fields.get("launches", False)
 
 
 class Confinement:
@@ -359,6 +360,8 @@ class Supervisor:
     def _meant(self) -> list[Process]:
         """List whom SIGTERM is for: what serves a container its files must not end before it."""
         found = descendants(os.getpid())
+        if self._plan.launches and self.status is None:  # it tells its ranks, on other hosts, too
+            return [process for process in found if process.pid == self._step]
         if self._plan.contained and self.status is None:
             return [process for process in found if inside(process)]
         return found

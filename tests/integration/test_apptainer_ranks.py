@@ -1,6 +1,7 @@
 """Containers of ranks that a program of the host starts, here a line of shell in mpirun's place."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,3 +146,32 @@ def test_all_ranks_end_when_the_step_is_stopped(box: Capsule) -> None:
     assert ended is not None
     assert ended.stopped
     assert box.marked() == []
+
+
+_FORWARDS = """
+trap 'kill -{name} $ranks' {name}
+for rank in 0 1; do
+    OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=$rank "$@" &
+    ranks="$ranks $!"
+done
+for pid in $ranks; do until wait $pid; [ $? -lt 128 ]; do :; done; done
+"""
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_what_starts_the_ranks_passes_on_to_them_what_it_is_told(box: Capsule, name: str) -> None:
+    said = f"trap 'echo bye; exit 3' {name}; >began.$OMPI_COMM_WORLD_RANK"
+    code = f"{said}; while :; do sleep 0.05; done"
+    line = ("/bin/sh", "-c", _FORWARDS.format(name=name), "mpirun", *RANK)
+    env = {"SIMAGENT_TASK_ID": str(box.root)}
+    started = Launch(argv=line, np=2)
+    plan = box.plan("sh", "-c", code, network="host", launch=started, env=env)
+    step = box.runtime.start(plan)
+    until(lambda: len(list(box.artifacts.glob("began.*"))) == 2)
+    if name == "TERM":
+        step.stop(LIMIT)
+    else:
+        assert step.signal(signal.SIGUSR1)
+    ended = step.wait(LIMIT / 2)
+    assert ended is not None, "it heard nothing of it"
+    assert box.out == b"bye\nbye\n"

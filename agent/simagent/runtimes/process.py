@@ -248,6 +248,7 @@ class ProcessRuntime:
             # What makes a container may need a setuid program for it, such as fusermount3.
             "no_new_privs": user is not None and not contained,
             "contained": contained,
+            "launches": plan.launch is not None,
         }
         records.replace(plan.folder / SHIM, self._shim)
         if plan.stdin is not None:
