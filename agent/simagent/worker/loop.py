@@ -6,14 +6,12 @@ import structlog
 
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
-from simagent.domain.spec import Spec
 from simagent.domain.state import Status
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
-from simagent.worker.capacity import refusal, short_of_space
-from simagent.worker.choice import Refusal
+from simagent.worker.capacity import short_of_space
 from simagent.worker.companions import start_companions
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
@@ -30,6 +28,7 @@ from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.refusals import Refusals
+from simagent.worker.refusing import refuses
 from simagent.worker.slots import Slots
 from simagent.worker.snapshot import Snapshot, stage_of
 from simagent.worker.threads import Threads
@@ -84,7 +83,11 @@ class Agent:
         )
         self._line = Line(ctx.clock, ctx.times)
         judge = Judge(
-            ctx.ledger, ctx.clock, ctx.times, can_run=self._refusal, of_newer=self._newer.has
+            ctx.ledger,
+            ctx.clock,
+            ctx.times,
+            can_run=partial(refuses, ctx, self._slots),
+            of_newer=self._newer.has,
         )
         self._heart = Heart(ctx, self._doing) if in_fleet else None
         self._refusals = Refusals(ctx) if in_fleet else None
@@ -315,26 +318,6 @@ class Agent:
         return min(self._tick, self._life.left)
 
     # --- Attempts -----------------------------------------------------------------------------
-
-    def _refusal(self, spec: Spec) -> Refusal | None:
-        """Tell why a task cannot run on this machine, None where it can."""
-        found = refusal(
-            spec,
-            runtimes=self._ctx.runtimes,
-            preferred=self._ctx.settings.containers,
-            allow_process=self._ctx.settings.allow_process,
-            launchers=self._ctx.launchers,
-            folder=self._ctx.journals.root,
-            min_free=self._ctx.settings.min_free,
-            tags=self._ctx.settings.tags,
-            gpus=self._slots.machine.gpus,
-            mpi_slots=self._ctx.settings.mpi_slots,
-            mpi_mode=self._ctx.settings.mpi_mode,
-            head=self._ctx.head,
-        )
-        if found is None and (lack := self._slots.lacks(spec)) is not None:
-            return Refusal(lack, room=True)
-        return found
 
     def _doing(self) -> Doing:
         slots = self._slots
