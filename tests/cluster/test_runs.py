@@ -14,6 +14,8 @@ from shelf.model import load
 
 Sif = Callable[[str], Path]
 EVERYWHERE = (HEAD, "m1", "m2")
+_HARMLESS = re.compile(rb"^\[.*\] plm:ssh: Warning: setpgid\(.*\n", re.MULTILINE)
+"""Of Open MPI 5, where a busy machine lets the program that enters a host run before mpirun."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def probed(
     """Run the probe with a rank on each host; give what it says."""
     task = lab.submit({"run": "mpi-probe", "mpi": spread(hosts, **mpi)}, image=image)
     lab.succeeds(task)
-    said = lab.log(task, "stderr")
+    said = _HARMLESS.sub(b"", lab.log(task, "stderr"))
     assert said == b"", said
     told: dict[str, object] = json.loads(lab.log(task))
     assert told["sum_is_right"]
