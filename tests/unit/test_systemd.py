@@ -1,5 +1,6 @@
 """systemd itself finds nothing to say about the units."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -69,3 +70,29 @@ def test_simulations_outlive_a_restart_of_the_agent() -> None:
     lines = UNIT.read_text().splitlines()
     assert "KillMode=process" in lines
     assert not [line for line in lines if line.startswith("PrivateTmp")]
+
+
+def test_each_exposure_is_explained() -> None:
+    shown = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--json=short", str(UNIT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    left = {each["name"] for each in json.loads(shown) if float(each.get("exposure") or 0) > 0}
+    page = (FOLDER.parent / "docs" / "security.md").read_text()
+    table = page.partition("| exposure | needed for |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(.+?)` \| .+ \|$", table, flags=re.MULTILINE)
+    assert len(rows) == len(set(rows)) == len(table.splitlines())
+    assert {row.replace("\\|", "|") for row in rows} == left
+
+
+def test_the_member_differs_in_what_it_does_alone() -> None:
+    agent, member = (
+        {line for line in (FOLDER / name).read_text().splitlines() if re.match(r"\w+=", line)}
+        for name in ("simagent.service", "simagent-member.service")
+    )
+    assert {line.partition("=")[0] for line in agent ^ member} == {
+        *("Description", "Documentation", "ExecStart", "Conflicts")
+    }
