@@ -52,7 +52,7 @@ def newer(package: Path, folder: Path) -> Path:
     for compiled in source.parent.glob("__pycache__/__init__.*"):
         compiled.unlink()
     made = folder / f"simagent_{NEWER}.deb"
-    options = ["--root-owner-group", "-Zzstd", "-z1"]
+    options = ["--root-owner-group", "-Zgzip", "-z1"]
     subprocess.run(
         ["dpkg-deb", *options, "--build", root, made], check=True, stdout=subprocess.DEVNULL
     )
