@@ -149,6 +149,13 @@ def test_from_power_on_to_power_off_by_credentials(
             f"task over {ended:.0f} s, power off {off:.0f} s"
         )
     said = vm.said()
+    starts, active = (
+        int(found[1]) / 1e6
+        for name in ("InactiveExit", "ActiveEnter")
+        if (found := re.search(rf"{name}TimestampMonotonic=(\d+)", said))
+    )
+    with capsys.disabled():
+        print(f"the agent took {active - starts:.1f} s, {starts:.0f} s after the kernel")
     assert re.search(r"EXT4-fs \(vda2\): resized filesystem", said), "its disk did not grow"
     assert "no unit has failed" in said, vm.told()
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in said
@@ -214,6 +221,8 @@ Type=oneshot
 StandardOutput=journal+console
 ExecStart=sh -c 'set -- $$(systemctl --failed --plain --no-legend | cut -d " " -f 1); \
     [ $$# = 0 ] && echo no unit has failed || systemctl status --no-pager --full "$$@"'
+ExecStart=systemctl show simagent.service --property=InactiveExitTimestampMonotonic \
+    --property=ActiveEnterTimestampMonotonic
 """,
     "systemd.unit-dropin.multi-user.target": "[Unit]\nWants=report.service\n",
 }
