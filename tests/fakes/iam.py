@@ -79,10 +79,12 @@ def _listed(value: str | Sequence[str]) -> Sequence[str]:
 
 
 def needs(method: str, target: str, headers: Mapping[str, str], body: bytes) -> list[Need]:
-    """Tell the permissions that a call to S3 (by paths) or to SQS (by JSON) needs."""
+    """Tell the permissions that a call needs: to S3 (by paths), SQS (by JSON), Auto Scaling."""
     operation = headers.get("x-amz-target", "")
     if operation:
         return [_of_sqs(operation.partition(".")[2], json.loads(body), headers)]
+    if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return [_of_scaling(parse_qs(body.decode()))]
     parts = urlsplit(target)
     asked = parse_qs(parts.query, keep_blank_values=True)
     bucket, _, key = unquote(parts.path).removeprefix("/").partition("/")
@@ -120,6 +122,12 @@ def _of_sqs(operation: str, asked: Mapping[str, Any], headers: Mapping[str, str]
     action = operation.removesuffix("Batch")
     region = headers["authorization"].partition("Credential=")[2].split("/")[2]
     return Need(f"sqs:{action}", f"arn:aws:sqs:{region}:123456789012:{name}")
+
+
+def _of_scaling(asked: Mapping[str, list[str]]) -> Need:
+    group = "autoScalingGroup:7b3a:autoScalingGroupName/any"
+    (action,) = asked["Action"]
+    return Need(f"autoscaling:{action}", f"arn:aws:autoscaling:eu-west-1:123456789012:{group}")
 
 
 def listing(need: Need) -> Need:

@@ -16,13 +16,17 @@ import pytest
 from boto3.session import Session
 
 from fakes.aws import REGION, Moto, moto_server
+from fakes.clouds import Metadata, aws_of_group
 from fakes.iam import Guard, Need, Policy
 from fakes.rig import Rig
+from fakes.scaling import Group
 from fakes.sqs import client, count
 from simagent.cli.policies import policy
 from simagent.client.agents import Agents
 from simagent.client.calls import Calls
 from simagent.client.listing import Wanted
+from simagent.clouds.aws import Aws
+from simagent.clouds.aws_autoscaling import AwsGroup
 from simagent.config import Config
 from simagent.config_load import load_config
 from simagent.domain import keys
@@ -90,8 +94,8 @@ def fleet(tmp_path: Path, moto: Moto) -> Fleet:
 
 
 def test_the_policies_of_agents_and_clients_are_enough_and_not_more(fleet: Fleet) -> None:
-    of_a_cluster = {"sif_cache": "true", "cluster": "c"}
-    with fleet.guard("agent", **of_a_cluster) as agents, fleet.guard("tenant") as clients:
+    with_all = {"sif_cache": "true", "cluster": "c", "idle_action": "terminate"}
+    with fleet.guard("agent", **with_all) as agents, fleet.guard("tenant") as clients:
         rig = Rig(fleet.folder, fleet.settings(agents.endpoint, allow_process="true"))
         user = Rig(fleet.folder, fleet.settings(clients.endpoint))
         with rig.agent():
@@ -107,6 +111,7 @@ def test_the_policies_of_agents_and_clients_are_enough_and_not_more(fleet: Fleet
         broken_upload(fleet.config(agents.endpoint), "p/lab/tasks/x/big")
         broken_upload(fleet.config(clients.endpoint), "p/lab/tasks/x/big")
         kept_images(fleet.config(agents.endpoint), fleet.folder)
+        end_of_a_machine(fleet, agents)
     assert agents.unused == set()
     assert clients.unused == set()
 
@@ -179,6 +184,16 @@ def member_of_a_cluster(config: Config) -> None:
     assert [entry.key for entry in store.scan(keys.cluster_members("c"))]
     store.get(keys.cluster_member("c", "a"))
     store.delete(keys.cluster_member("c", "a"))
+
+
+def end_of_a_machine(fleet: Fleet, agents: Guard) -> None:
+    """One that has nothing to do leaves its Auto Scaling group."""
+    group = Group(fleet.moto, least=0)
+    me, other = group.instances
+    with pytest.MonkeyPatch.context() as patch, Metadata(aws_of_group(me)) as server:
+        patch.setenv("AWS_ENDPOINT_URL_AUTO_SCALING", agents.endpoint)
+        assert AwsGroup(Aws(lambda: 0.0, server.endpoint)).terminate(replace=False)
+    assert group.instances == [other]
 
 
 def broken_upload(config: Config, key: str) -> None:

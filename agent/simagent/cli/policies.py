@@ -80,8 +80,16 @@ def _gaps(config: Config, groups: Sequence[str], project: str) -> Gaps:
         "cluster": [config.cluster] if config.cluster else [],
         "cache": ["images/cache"] if config.sif_cache else [],
         "queue": [f"arn:{partition}:sqs:{region}:*:{name}" for name in dict.fromkeys(queues)],
+        "scaling": _scaling(config, partition),
         "key": [_key(config.s3_kms_key, partition)] if config.s3_kms_key else [],
     }
+
+
+def _scaling(config: Config, partition: str) -> list[str]:
+    """Give the Auto Scaling groups that machines may be ended in, where agents do so."""
+    if config.idle_action != "terminate":
+        return []
+    return [f"arn:{partition}:autoscaling:*:*:autoScalingGroup:*:autoScalingGroupName/*"]
 
 
 def _key(named: str, partition: str) -> str:
