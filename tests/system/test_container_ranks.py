@@ -15,6 +15,7 @@ from fakes.steps import commands_of
 from shelf.images import build, image_file
 from shelf.model import ROOT, load
 from simagent.domain.keys import TaskKeys
+from simagent.worker.cores import physical_cores
 
 FILES = ROOT.parent / "build" / "images"
 RANK = "r=${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; echo rank $r; "
@@ -50,8 +51,8 @@ def submit(
     image = image_file(simulator, request.param, FILES)
     tasks = []
 
-    def submit(*argv: str, **fields: object) -> TaskKeys:
-        ranks = {"run": argv, "mpi": {"np": 2, "oversubscribe": True}}
+    def submit(*argv: str, np: int | str = 2, **fields: object) -> TaskKeys:
+        ranks = {"run": argv, "mpi": {"np": np, "oversubscribe": np != "max"}}
         tasks.append(rig.submit(ranks, image=image, runtime=request.param, **fields))
         return tasks[-1]
 
@@ -96,6 +97,17 @@ def test_an_image_without_mpirun_is_told_so(rig: Rig, submit: Callable[..., Task
     state = rig.finish(submit("true", env={"PATH": "/nowhere"}), 60)
     assert state.status == "failed"
     assert state.reason in ("mpi_unavailable", "command_not_found"), state.message
+
+
+def test_ranks_that_have_the_machine_are_each_bound_to_a_core(
+    rig: Rig, submit: Callable[..., TaskKeys]
+) -> None:
+    task = submit("grep", "Cpus_allowed_list", "/proc/self/status", np="max")
+    state = rig.finish(task, 60)
+    assert state.status == "succeeded", state.message
+    bound = rig.log(task).splitlines()
+    assert len(bound) == len(set(bound)) == physical_cores(), "no two of them share one"
+    assert rig.log(task, "stderr") == b""
 
 
 def _name(pid: int) -> str:
