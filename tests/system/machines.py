@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -195,9 +197,11 @@ class Images:
         name = f"simagent/machine-installed:{suite}"
         # Without any network: the package brings all that it needs.
         script = f"FROM {self._bare(suite)}\nCOPY {package.name} /\n"
-        script += f"RUN dpkg --install /{package.name}\n"
+        script += f"RUN dpkg --force-unsafe-io --install /{package.name}\n"
         options = ["--network=none", f"--tag={name}", "--file=-"]
-        self._engine.run("build", *options, str(package.parent), stdin=script.encode(), seconds=300)
+        with tempfile.TemporaryDirectory(dir=package.parent) as folder:
+            os.link(package, Path(folder) / package.name)
+            self._engine.run("build", *options, folder, stdin=script.encode(), seconds=600)
         return name
 
 
