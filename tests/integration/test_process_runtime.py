@@ -387,6 +387,24 @@ def test_a_new_agent_reads_the_end_it_missed(folder: Folder) -> None:
     assert result.exit_code == 9
 
 
+def test_records_of_a_newer_version_are_not_guessed_at(folder: Folder) -> None:
+    start_agent_then_kill_it(folder, "echo $$; while [ ! -e go ]; do sleep 0.02; done; exit 9")
+    path = folder.root / "steps" / "step-0.started"
+    record = path.read_text()
+    path.write_text(record.replace('"format": 1', '"format": 2').replace('"shim"', '"keeper"'))
+    with pytest.raises(RuntimeFailedError, match="by a newer version") as failed:
+        folder.runtime.attach(folder.plan("unused"))
+    # With this reason the attempt waits: it is neither given back nor ended.
+    assert failed.value.reason is Reason.RUNTIME_FAILED
+    path.write_text(record)
+    step = folder.runtime.attach(folder.plan("unused"))
+    assert step is not None
+    (folder.root / "go").touch()
+    result = step.wait(LIMIT)
+    assert result is not None
+    assert result.exit_code == 9
+
+
 def shim_pid(folder: Folder) -> int:
     import json
 

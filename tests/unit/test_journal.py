@@ -141,6 +141,21 @@ def test_fields_of_a_newer_version_survive(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["future"] == [1]
 
 
+@pytest.mark.parametrize("version", [0, 1, None])
+def test_what_an_older_version_did_not_write_has_its_default(
+    tmp_path: Path, version: int | None
+) -> None:
+    journal = Journals(tmp_path).create(entry())
+    path = journal.folder / "journal.json"
+    needed = {name for name, field in Entry.model_fields.items() if field.is_required()}
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name in needed}
+    path.write_text(json.dumps(older if version is None else older | {"format": version}))
+    (found,) = reopened(tmp_path)
+    assert found.entry.with_(format=1) == entry()
+    found.write(prepared=True)
+    assert entries(tmp_path)[0].prepared
+
+
 def test_removing_forgets_everything(tmp_path: Path) -> None:
     journal = Journals(tmp_path).create(entry())
     journal.artifacts.mkdir(parents=True)

@@ -6,8 +6,10 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from simagent.ports.runtime import StepPlan
+from simagent.domain.reasons import Reason
+from simagent.ports.runtime import RuntimeFailedError, StepPlan
 
+FORMAT = 1
 _ROOM = 1 << 16
 
 
@@ -24,7 +26,11 @@ def locked(plan: StepPlan) -> bool:
 
 
 def read(plan: StepPlan, kind: str) -> dict[str, Any] | None:
-    """Read a record of the step, None if there is none. Raises ValueError."""
+    """Read a record of the step, None if there is none. Raises ValueError.
+
+    Raises `RuntimeFailedError` for one of a newer version, which may mean something else: nothing
+    is known of the step then, until that version is here again.
+    """
     try:
         text = (plan.folder / f"step-{plan.number}.{kind}").read_bytes()
     except FileNotFoundError:
@@ -32,6 +38,13 @@ def read(plan: StepPlan, kind: str) -> dict[str, Any] | None:
     record = json.loads(text)
     if not isinstance(record, dict):
         raise ValueError(f"step-{plan.number}.{kind} is not a JSON object")
+    version = record.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise RuntimeFailedError(
+            Reason.RUNTIME_FAILED,
+            f"step-{plan.number}.{kind} was written by a newer version of the agent, in format "
+            f"{version}: start that one again",
+        )
     return record
 
 
