@@ -19,6 +19,7 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.worker.context import Context
 from simagent.worker.journal import ARTIFACTS
+from simagent.worker.orders import Preempted
 
 PID = f"first/attempts/*/{ARTIFACTS}/pid"
 STUBBORN = "trap '' TERM; echo $$ > new; mv new pid; while :; do sleep 0.2; done"
@@ -147,6 +148,21 @@ def test_all_is_in_a_slow_store_20_s_before_the_machine_goes_by_its_worth(
         rig.client.download(task, ["trajectory"], rig.folder / "back", attempt=1)
         assert (rig.folder / "back" / "trajectory").stat().st_size == 1 << 20
     rig.client.kill(task, by="tester", grace=0.1)
+
+
+def test_a_task_that_is_to_fail_does_so_without_the_outputs_that_take_too_long(rig: Rig) -> None:
+    def behind_a_thin_line(ctx: Context) -> Context:
+        ledger = Ledger(SlowStore(ctx.ledger.store, ctx.clock, rate=1e6))
+        return replace(ctx, ledger=ledger, lease_ledger=ledger)
+
+    with rig.agent("first", change=behind_a_thin_line) as agent:
+        run = "head -c 40000000 /dev/urandom >large; echo $$ >new; mv new pid; exec sleep 600"
+        task = rig.submit({"run": run, "shell": True}, on_preempt="fail")
+        pid_of(rig)
+        agent.interrupt(Preempted("the machine goes away", SystemClock().now() + 10.0))
+        state = rig.finish(task, 10.0)
+    assert (state.status, state.reason, state.output) == ("failed", "preempted", None)
+    assert "outputs not published: the machine goes away before" in state.message
 
 
 def test_a_machine_that_goes_too_soon_counts_as_preempted_and_not_as_lost(rig: Rig) -> None:

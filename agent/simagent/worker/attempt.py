@@ -42,8 +42,8 @@ from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
 
 _FLUSH_SECONDS = 10.0
-_MOST_CRASHES = 3
-_NICE = 10
+_SHARE_TO_FLUSH = 1 / 3  # of the time left
+_MOST_CRASHES, _NICE = 3, 10
 
 log = structlog.get_logger()
 
@@ -282,7 +282,8 @@ class AttemptRun:
         self._syncing.stop(_FLUSH_SECONDS)
         if self._checkpoints is not None:
             self._checkpoints.stop(_FLUSH_SECONDS)
-        if not self._telemetry.stop(_FLUSH_SECONDS):
+        within = self.orders.time_for(_FLUSH_SECONDS, self._ctx.clock.now(), _SHARE_TO_FLUSH)
+        if not self._telemetry.stop(within):
             self._ship_rest()
         output, attempt = self._publish(attempt)
         self._lease.end_quietly()
@@ -320,6 +321,8 @@ class AttemptRun:
                 self._timeline,
                 self._holding,
                 yields=self._yields,
+                orders=self.orders,
+                reason=attempt.reason,
             )
         except OutputFailedError as error:
             output = error.output if isinstance(error, UnreadOutputsError) else None

@@ -98,8 +98,7 @@ class Entries:
 
     def running(self) -> tuple[Spanning, ...]:
         """List the attempts that have runs here."""
-        found = {entry.request.attempt: None for entry in self._all() if entry.exited is None}
-        return tuple(found)
+        return tuple({it.request.attempt: None for it in self._all() if it.exited is None})
 
     def views(self) -> tuple[RunView, ...]:
         """Tell what runs."""

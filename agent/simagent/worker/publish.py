@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import structlog
@@ -20,10 +21,12 @@ from simagent.worker.context import Context
 from simagent.worker.disk import is_no_space
 from simagent.worker.holding import Holding
 from simagent.worker.journal import ARTIFACTS, Journal
+from simagent.worker.orders import Orders
 from simagent.worker.room import NoRoomError, Patience
 
 _TAIL_BYTES = 4096
 _TAIL_LINES = 20
+_SHARE_TO_PUBLISH = 0.8  # of the time left
 _PASSING = (StoreUnavailableError, StoreForbiddenError)
 
 log = structlog.get_logger()
@@ -53,14 +56,22 @@ def publish(
     holding: Holding,
     *,
     yields: Callable[[], bool] = lambda: False,
+    orders: Orders | None = None,
+    reason: Reason | None = None,
 ) -> Output:
     """Pack and upload the outputs; may be repeated after a crash anywhere.
 
-    On one core alone while ``yields``.
+    On one core alone while ``yields``. A task that failed for the ``reason`` that its machine goes
+    away goes without them, where its ``orders`` leave no time.
 
     Raises `OutputFailedError`, and `Interrupted` where an order came.
     """
-    entry = journal.entry
+    entry, until = journal.entry, _until(ctx, orders, reason)
+
+    def check(_bytes: int) -> None:
+        if ctx.clock.now() >= until:
+            raise OutputFailedError("outputs not published: the machine goes away before")
+
     try:
         # By way of the attempt's base: a command can put a link where its folder was.
         selection = select(journal.base, _before(journal), spec.outputs, beneath=ARTIFACTS)
@@ -81,6 +92,7 @@ def publish(
             # What is forbidden may be allowed again; nothing else has what the simulation made.
             retry=Patience(ctx, journal, partial(holding.retry, on=_PASSING)),
             clock=ctx.clock,
+            on_progress=check,
         )
     except NoRoomError as error:
         raise OutputFailedError(f"outputs not published: {error}", Reason.DISK_FULL) from error
@@ -102,6 +114,14 @@ def publish(
     timeline.add("upload", uploaded.upload_seconds, stored)
     timeline.add("verify", uploaded.verify_seconds, stored)
     return output
+
+
+def _until(ctx: Context, orders: Orders | None, reason: Reason | None) -> float:
+    """Tell by when a task that fails as its machine goes away has to do without outputs."""
+    now = ctx.clock.now()
+    if orders is None or reason not in (Reason.PREEMPTED, Reason.MAX_PREEMPTIONS):
+        return inf
+    return now + orders.time_for(inf, now, _SHARE_TO_PUBLISH)
 
 
 def _log(journal: Journal, stream: Stream) -> Extra:
