@@ -297,6 +297,29 @@ def test_a_run_that_is_to_end_while_it_is_started_ends(member: Membership) -> No
     assert ended.message == "the machine goes away"
 
 
+def test_a_run_that_a_newer_version_began_is_left_alone(member: Membership) -> None:
+    Entries(member).enter(request(), NOBODY_GONE)
+    running = pid(member)
+    path = member.entries / "run" / "entry.json"
+    before = path.read_text()
+    newer = json.dumps(json.loads(before) | {"format": 2, "request": {"moved": "elsewhere"}})
+    path.write_text(newer)
+    entries = Entries(member)
+    clock(member).advance(10 * UNASKED)
+    entries.tend()
+    with pytest.raises(RefusedError, match="a newer version of the agent has begun it here"):
+        entries.enter(request(), NOBODY_GONE)
+    assert entries.holds(path.parent / "steps")
+    assert alive(running)
+    assert path.read_text() == newer
+    path.write_text(before)
+    entries = Entries(member)  # of that version, which is here again
+    entries.tend()
+    assert entries.running() == (ATTEMPT,)
+    clock(member).advance(2 * UNASKED)
+    until(lambda: tended(member, entries))
+
+
 def test_a_damaged_record_is_no_obstacle(member: Membership) -> None:
     folder = member.entries / "x"
     folder.mkdir(parents=True)

@@ -29,6 +29,7 @@ from simagent.cluster.messages import (
     Started,
 )
 from simagent.domain.cluster import Spanning
+from simagent.worker.statussocket import ask as ask_status
 
 SLEEPER = "echo $$ >pid; exec sleep 600"
 
@@ -175,6 +176,21 @@ def test_an_agent_that_was_killed_goes_on_with_what_runs(lab: MemberLab) -> None
         (lab.work / "go").touch()
         assert exited(connection).code == 5
     assert lab.left() == []
+
+
+def test_it_tells_people_how_it_stands(standing: MemberLab) -> None:
+    request = standing.enter("until [ -e shown ]; do sleep 0.05; done", "shown")
+    with Connection(standing.relay(), request) as connection:
+        started(connection)
+        fields = ask_status(standing.state, 5.0)
+        (standing.work / "shown").touch()
+        assert exited(connection).code == 0
+    assert (fields["role"], fields["stage"]) == ("member", "taking_tasks")
+    assert (fields["agent"], fields["cluster"]) == (standing.agent, CLUSTER)
+    assert [run["entry"] for run in fields["runs"]] == ["shown"]
+    (store,) = fields["engines"]
+    assert (store["name"], store["failing"]) == ("store", None)
+    assert not fields["hangs"]
 
 
 def test_an_agent_that_was_away_tells_of_what_ended_meanwhile(lab: MemberLab) -> None:
