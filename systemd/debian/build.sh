@@ -164,7 +164,7 @@ install_to /usr/share/lintian/overrides "$here/lintian/simagent"
 # Units that are enabled: what their preset says.
 enabled=$(sed -n 's/^enable  *//p' "$units"/system-preset/* | xargs)
 users=$(awk '$1 == "u" { print $2 }' "$units"/sysusers.d/* | xargs)
-for script in postinst prerm postrm; do
+for script in preinst postinst prerm postrm; do
     sed -e "s|@ENABLED@|$enabled|" -e "s|@USERS@|$users|" "$here/$script" >"$root/DEBIAN/$script"
     chmod 755 "$root/DEBIAN/$script"
 done

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.dockerd import EngineError
 from system.machines import SUITES, Lab, Machine
 from system.packages import NEWER, newer
 
@@ -59,6 +60,10 @@ def test_a_package_is_installed_and_goes(
 ) -> None:
     machine = machines.boot(suite)
     before, users = files(machine), machine.read("/etc/passwd")
+    machine.write("/opt/simagent/pyvenv.cfg", "made by hand")
+    with pytest.raises(EngineError, match="installed by hand"):
+        install(machine, package(suite))
+    machine.run("rm", "-r", "/opt/simagent")
     printed = install(machine, package(suite))
     assert "it starts once there is /etc/simagent/agent.toml" in printed
     assert machine.is_up() == "running", machine.told()
