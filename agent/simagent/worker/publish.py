@@ -16,7 +16,7 @@ from simagent.telemetry.segments import write_csv
 from simagent.telemetry.spool import count_line, cut_line
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.outputs import EMPTY, Snapshot, select, snapshot
-from simagent.transfer.publishing import Extra, upload_outputs
+from simagent.transfer.publishing import Extra, Uploaded, upload_outputs
 from simagent.worker.context import Context
 from simagent.worker.disk import is_no_space
 from simagent.worker.holding import Holding
@@ -105,6 +105,11 @@ def publish(
         )
     for note in uploaded.changed:
         log.warning("output changed while packed", task=entry.task, path=note.path, why=note.why)
+    _tell_times(timeline, uploaded)
+    return uploaded.output
+
+
+def _tell_times(timeline: Timeline, uploaded: Uploaded) -> None:
     output = uploaded.output
     stored = output.archive_bytes
     if output.layout == "archive":  # it is uploaded while it is packed: the two take the same time
@@ -113,7 +118,6 @@ def publish(
         stored = output.bytes
     timeline.add("upload", uploaded.upload_seconds, stored)
     timeline.add("verify", uploaded.verify_seconds, stored)
-    return output
 
 
 def _until(ctx: Context, orders: Orders | None, reason: Reason | None) -> float:
