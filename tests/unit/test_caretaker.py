@@ -187,7 +187,10 @@ def test_images_are_prefetched_once_and_stay(it: Fixture) -> None:
     caretaker = it.caretaker("debian:1", "alpine")
     away = ImageError(Reason.IMAGE_PULL, "no answer", retryable=True)
     it.images.errors = [away]
+    assert not caretaker.settled
+    assert it.caretaker().settled
     caretaker.look(it.stop)
+    assert caretaker.settled, "each was tried"
     assert it.images.fetched == ["docker://docker.io/library/alpine:latest"]
     caretaker.look(it.stop)
     caretaker.look(it.stop)

@@ -118,6 +118,8 @@ class Caretaker:
         self._images = images
         self._marks = marks
         self._prefetch = [parse_image(ref) for ref in prefetch]
+        self.settled = not prefetch
+        """Whether each image that is to be here was tried once."""
         self._containers = containers
         self._min_free = min_free
         self._used = used
@@ -139,6 +141,7 @@ class Caretaker:
         """Do what there is to do now."""
         self._reap(list(self._runtimes.values()))
         self._prefetch = [ref for ref in self._prefetch if not self._fetch(ref, stop)]
+        self.settled = True
         for images in self._images.values():
             try:
                 self._tidy(images)

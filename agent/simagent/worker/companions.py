@@ -21,6 +21,7 @@ def start_companions(
     *,
     drain: DrainFile | None,
     heart: Heart | None,
+    caretaker: Caretaker | None,
     changed: Callable[[], None],
     leave: Callable[[Preempted], None],
 ) -> list[CoreThread]:
@@ -34,8 +35,8 @@ def start_companions(
     if ctx.cloud is not None:
         notices = NoticeWatch(ctx.cloud, ctx.clock, leave)
         threads.start("notices", partial(notices.run, ended))
-    if ctx.images:
-        threads.start("caretaker", partial(_caretaker(ctx).run, ended))
+    if caretaker is not None:
+        threads.start("caretaker", partial(caretaker.run, ended))
     if ctx.head is not None:
         ctx.head.on_join = changed
         threads.start("strays", partial(Strays(ctx).run, ended))
@@ -45,7 +46,10 @@ def start_companions(
     ]
 
 
-def _caretaker(ctx: Context) -> Caretaker:
+def caretaker_of(ctx: Context) -> Caretaker | None:
+    """Make what looks after images and containers, where there are any."""
+    if not ctx.images:
+        return None
     return Caretaker(
         clock=ctx.clock,
         journals=ctx.journals,

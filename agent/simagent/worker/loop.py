@@ -12,7 +12,7 @@ from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
 from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.capacity import short_of_space
-from simagent.worker.companions import start_companions
+from simagent.worker.companions import caretaker_of, start_companions
 from simagent.worker.context import Context
 from simagent.worker.drain import DrainFile
 from simagent.worker.endoflife import EXIT, NO_END, End, EndOfLife, Terms
@@ -117,6 +117,7 @@ class Agent:
             queue=self._queue,
         )
         self._notifier = Notifier()
+        self._caretaker = caretaker_of(ctx)
         self._observer = Observer(ctx, self._slots, self._unsettled)
         self._life = EndOfLife(terms, end, ctx.clock, partial(self._threads.start, "end"))
 
@@ -174,6 +175,7 @@ class Agent:
             self._ended,
             drain=self._drain_file,
             heart=self._heart,
+            caretaker=self._caretaker,
             changed=self.poke,
             leave=self.interrupt,
         )
@@ -216,7 +218,9 @@ class Agent:
             return self._may_leave(self._order)
         self._house.keep(self._takes, closing=self._closing)
         busy = bool(self._slots or self._unsettled)
-        if (order := self._life.look(busy=busy or bool(self._newer))) is not None:
+        fetches = self._caretaker is not None and not self._caretaker.settled
+        order = self._life.look(busy=busy or bool(self._newer), wanted=fetches)
+        if order is not None:
             self._slots.give_back(order)
         self._notifier.status(self._status())
         if self._closing:

@@ -128,6 +128,7 @@ class MemberAgent:
         )
         floor = member.settings.min_free
         self._disk = DiskLook(member.folder.parent, member.images, floor)
+        self._caretaker = _caretaker(member, entries) if member.images else None
         self._shown: object = None
         self._ending = EndOfLife(terms, end, member.clock, partial(self._threads.start, "end"))
         self._at_last: Preempted | None = None
@@ -223,8 +224,8 @@ class MemberAgent:
             start("notices", partial(notices.run, self._ended))
         start("entrance", partial(self._entrance.serve, self._listener, self._ended))
         start("head", partial(self._watch.run, self._ended))
-        if member.images:
-            start("caretaker", partial(_caretaker(member, self._entries).run, self._ended))
+        if self._caretaker is not None:
+            start("caretaker", partial(self._caretaker.run, self._ended))
         return start("member", partial(self._registration.run, self._ended))
 
     def _turn(self) -> bool:
@@ -252,7 +253,8 @@ class MemberAgent:
             if not parted or self._order is not self._at_last:
                 return parted
             count = 0
-        order = self._ending.look(busy=count > 0, wanted=self._watch.led)
+        fetches = self._caretaker is not None and not self._caretaker.settled
+        order = self._ending.look(busy=count > 0, wanted=fetches or self._watch.led)
         if order is not None and self._order is None:
             self._at_last = order
             self.interrupt(order)
