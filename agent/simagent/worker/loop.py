@@ -19,14 +19,13 @@ from simagent.worker.endoflife import EXIT, NO_END, End, EndOfLife, Terms
 from simagent.worker.health import Health
 from simagent.worker.heartbeat import Doing, Heart
 from simagent.worker.housekeeping import House
-from simagent.worker.newer import NewerAttempts
+from simagent.worker.newer import left_behind
 from simagent.worker.notify import Notifier
 from simagent.worker.observing import Observer
 from simagent.worker.orders import Detached, Interrupted, Preempted
 from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
-from simagent.worker.recovery import stop_leftovers
 from simagent.worker.refusals import Refusals
 from simagent.worker.refusing import refuses
 from simagent.worker.slots import Slots
@@ -73,15 +72,24 @@ class Agent:
         self._draining = False
         self._order: Interrupted | None = None
         self._threads = Threads(self.wake)
-        self._unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
-        self._newer = NewerAttempts(ctx)
-        if ctx.head is not None:
-            ctx.head.adopt(journal.entry for journal in self._unsettled)
-            ctx.head.adopt(self._newer.entries())
+        self._unsettled, self._newer = left_behind(ctx)
         self._slots = Slots(
             ctx, self._threads, slots, self._unsettled, self._changed, others=self._newer
         )
         self._line = Line(ctx.clock, ctx.times)
+        self._heart = Heart(ctx, self._doing) if in_fleet else None
+        self._store = Health(
+            ctx.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK, doubt=ctx.doubt
+        )
+        self._queue = Health(ctx.clock, lost=Event.QUEUE_LOST, back=Event.QUEUE_BACK)
+        self._reception, self._house = self._make_house(Refusals(ctx) if in_fleet else None)
+        self._notifier = Notifier()
+        self._caretaker = caretaker_of(ctx)
+        self._observer = Observer(ctx, self._slots, self._unsettled)
+        self._life = EndOfLife(terms, end, ctx.clock, partial(self._threads.start, "end"))
+
+    def _make_house(self, refusals: Refusals | None) -> tuple[Reception, House]:
+        ctx = self._ctx
         judge = Judge(
             ctx.ledger,
             ctx.clock,
@@ -89,37 +97,28 @@ class Agent:
             can_run=partial(refuses, ctx, self._slots),
             of_newer=self._newer.has,
         )
-        self._heart = Heart(ctx, self._doing) if in_fleet else None
-        self._refusals = Refusals(ctx) if in_fleet else None
-        self._reception = Reception(
+        reception = Reception(
             ctx,
             judge,
             self._slots.start,
             self._unsettled.append,
-            self._refusals,
+            refusals,
             share=self._slots.share,
             line=self._line,
         )
-        self._store = Health(
-            ctx.clock, lost=Event.STORE_LOST, back=Event.STORE_BACK, doubt=ctx.doubt
-        )
-        self._queue = Health(ctx.clock, lost=Event.QUEUE_LOST, back=Event.QUEUE_BACK)
-        self._house = House(
+        house = House(
             ctx,
             judge,
-            self._reception,
+            reception,
             slots=self._slots,
             line=self._line,
-            refusals=self._refusals,
+            refusals=refusals,
             unsettled=self._unsettled,
             newer=self._newer,
             store=self._store,
             queue=self._queue,
         )
-        self._notifier = Notifier()
-        self._caretaker = caretaker_of(ctx)
-        self._observer = Observer(ctx, self._slots, self._unsettled)
-        self._life = EndOfLife(terms, end, ctx.clock, partial(self._threads.start, "end"))
+        return reception, house
 
     # --- Asked for from outside, also by signal handlers --------------------------------------
 

@@ -5,6 +5,7 @@ use as long as its task is this agent's by the state, and nobody else could end 
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import structlog
 
@@ -14,7 +15,7 @@ from simagent.domain.reasons import Reason
 from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.store import NotFoundError
 from simagent.worker.context import Context
-from simagent.worker.journal import Entry
+from simagent.worker.journal import Entry, Journal
 from simagent.worker.journal_entry import NewerJournal
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.span import keep_folder_alive
@@ -84,3 +85,13 @@ class NewerAttempts:
             return True  # nobody knows: what runs is left alone
         held = state.lease is not None and state.lease.agent == self._ctx.identity.agent
         return held and not state.terminal and state.epoch == it.epoch
+
+
+def left_behind(ctx: Context) -> tuple[list[Journal], NewerAttempts]:
+    """Find what earlier incarnations have left: what is to be settled, and a newer version's."""
+    unsettled = list(ctx.journals.all(end=partial(stop_leftovers, ctx)))
+    newer = NewerAttempts(ctx)
+    if ctx.head is not None:
+        ctx.head.adopt(journal.entry for journal in unsettled)
+        ctx.head.adopt(newer.entries())
+    return unsettled, newer
