@@ -38,7 +38,7 @@ FILLS = """\
 run = "dd if=/dev/zero of=big bs=1M; sleep 600"
 shell = true
 """
-HASTY = "[Service]\nWatchdogSec=6\nTimeoutAbortSec=3\n"
+HASTY = "[Service]\nWatchdogSec=10\nTimeoutAbortSec=3\n"
 """The unit's own times, shorter: half a minute, and 20 seconds, would pass in waiting."""
 
 
@@ -140,7 +140,7 @@ def test_an_agent_that_is_killed_is_started_again_and_goes_on(vm: Vm) -> None:
     assert "commands of tasks without an image run as simtask-0" in told
     assert "no task gets to 169.254.169.254" in told, told
     machine.run("kill", "-KILL", agent)
-    vm.restarted(agent, 20)
+    vm.restarted(agent, 60)
     assert machine.shows("simagent", "NRestarts") == "1"
     assert vm.step() == pid
     vm.ends_well()
@@ -153,7 +153,7 @@ def test_an_agent_that_hangs_is_found_by_the_watchdog(vm: Vm) -> None:
     vm.submit()
     pid, agent = vm.runs(), vm.agent
     vm.machine.run("kill", "-STOP", agent)
-    vm.restarted(agent, 30)
+    vm.restarted(agent, 90)
     assert "Watchdog timeout" in vm.machine.journal()
     assert vm.step() == pid
     vm.ends_well()
