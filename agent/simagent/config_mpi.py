@@ -81,7 +81,8 @@ class MpiSettings(BaseModel):
         2222, description="Port of the member's own ssh server."
     )
     ssh_user: str | None = Field(
-        None, description="Whom a member lets in; default: the user of its agent."
+        None,
+        description="Whom a member lets in; default: its agent's user, of root's simagent-mpi.",
     )
     check: bool = Field(
         False, description="Try MPI on all hosts when they are there, as `simagent mpi check` does."

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import pwd
 import socket
 import stat
 import sys
@@ -16,7 +15,7 @@ from simagent.cli.cluster_check import age_of, kept_check
 from simagent.cli.finding import Check
 from simagent.cli.text import moment, printable, seconds
 from simagent.cluster.ssh import HeadKey
-from simagent.cluster.sshd import Sshd
+from simagent.cluster.sshd import Sshd, default_user
 from simagent.config import Config, ConfigError
 from simagent.domain import keys
 from simagent.domain.cluster import SHOWS_EVERY, Head, Member
@@ -137,7 +136,7 @@ def _kind(folder: Path) -> str:
 
 def _door(config: Config) -> Check:
     """Tell whether the member's own ssh server can run."""
-    user = config.mpi.ssh_user or pwd.getpwuid(os.geteuid()).pw_name
+    user = config.mpi.ssh_user or default_user()
     port = config.mpi.ssh_port
     server = Sshd(config.state_dir.absolute() / "member" / "sshd", port=port, user=user, relay=())
     trouble = server.trouble()

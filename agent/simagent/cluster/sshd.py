@@ -23,6 +23,7 @@ from simagent.cluster.sshd_config import config, version
 AGENT_BACK_WITHIN: Final = 60.0
 """Seconds that a relay waits for its agent, which is being started anew, say."""
 
+_MPI_USER = "simagent-mpi"
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _NO_SHELL = re.compile(r".*/(nologin|false|true|sync|halt|shutdown)")
 _KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}( [^\n]*)?")
@@ -33,6 +34,14 @@ _IN_USE = "Address already in use"
 
 class SshdError(Exception):
     """The server does not run; the message says why, and what to do."""
+
+
+def default_user() -> str:
+    """Tell whom a member lets in: the agent's own user, for root's the one that is made for it."""
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            return pwd.getpwnam(_MPI_USER).pw_name
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def relay_command(socket: Path) -> tuple[str, ...]:

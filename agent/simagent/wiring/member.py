@@ -1,12 +1,10 @@
 """Makes the agent of a member of a cluster, from the configuration."""
 
-import os
-import pwd
 from dataclasses import replace
 
 from simagent.clouds.choice import choose, facts
 from simagent.cluster.entrance import Entrance, EntranceError
-from simagent.cluster.sshd import Sshd, relay_command
+from simagent.cluster.sshd import Sshd, default_user, relay_command
 from simagent.config import Config, ConfigError
 from simagent.engines import open_store, tell_of_store
 from simagent.ledger import Ledger
@@ -37,7 +35,7 @@ def open_member(config: Config) -> MemberAgent:
             "start it once more as it was, and let it drain; or name another --state-dir"
         )
     member = _membership(config)
-    user = config.mpi.ssh_user or pwd.getpwuid(os.geteuid()).pw_name
+    user = config.mpi.ssh_user or default_user()
     users, gid = open_door(member.folder, user)
     socket = member.folder / "entrance"
     entries = Entries(member)
