@@ -215,3 +215,14 @@ def test_where_each_setting_comes_from(tmp_path: Path, monkeypatch: pytest.Monke
     }
     assert origin_of("slots", known) == "default"
     assert origin_of("tags.0", known) == str(file)
+
+
+def test_metrics_are_served_at_a_port_of_loopback_or_where_it_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    for given, taken in (("9101", "127.0.0.1:9101"), ('"10.0.0.7:9101"', "10.0.0.7:9101")):
+        path.write_text(f"metrics_listen = {given}\n")
+        assert load_config(path).metrics_listen == taken
+    path.write_text("metrics_listen = true\n")
+    with pytest.raises(ConfigError, match="metrics_listen: 'True' is no address: use PORT"):
+        load_config(path)
+    assert load_config().metrics_listen is None
