@@ -13,14 +13,20 @@ from typing import Any
 
 import pytest
 
+from fakes.memberlab import MemberLab, wait_for
 from fakes.rig import Rig
 from fakes.steps import LIMIT, PATH, Folder, until
+from simagent.cluster.connection import Connection
+from simagent.cluster.messages import Exited, Refused
+from simagent.config import ConfigError
+from simagent.config_load import load_config
 from simagent.domain.reasons import Reason
 from simagent.ledger import Ledger
 from simagent.ports.runtime import StepLimits
 from simagent.ports.store import Body, Entry
 from simagent.runtimes.process import ProcessRuntime
 from simagent.stores.directory import DirectoryStore
+from simagent.wiring.agent import open_context
 from simagent.worker.context import Context
 from simagent.worker.orders import Detached
 from simagent.worker.users import TaskUsers
@@ -240,3 +246,43 @@ def test_the_next_task_of_its_user_cannot_change_what_is_published(rig: Rig) -> 
         assert rig.finish(task).status == "succeeded"
     assert rig.log(task) == b"710\n"
     assert seen[-1] == 0o700
+
+
+def test_a_state_folder_that_tasks_cannot_get_to_is_refused_by_name(
+    tmp_path: Path, open_folder: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    config = load_config(None, state_dir=tmp_path / "state", task_uid=FIRST[0])
+    with pytest.raises(ConfigError, match=f"run as {FIRST[0]}, who may not pass /.*: chmod o"):
+        open_context(config)
+    config.state_dir.mkdir()
+    assert open_context(config, own_task=True).settings.users.own_programs
+    config = load_config(None, state_dir=open_folder / "state", task_uid=FIRST[0])
+    assert not open_context(config).settings.users.own_programs
+    store = open_folder / "state" / "store"
+    assert stat.S_IMODE(store.stat().st_mode) == 0o700, "outputs of others lie there"
+
+
+def test_ranks_on_a_member_run_as_on_the_head(open_folder: Path) -> None:
+    lab = MemberLab(open_folder)
+    for path in (lab.shared, lab.work.parent):
+        path.chmod(0o755)
+    os.chown(lab.work, *FIRST)
+    try:
+        lab.start(TASK_UID=str(FIRST[0]), ALLOW_PROCESS="true")
+        wait_for(lab.record, "the member")
+        code = "id -u >who; id -g >>who; touch ~/own && echo $HOME >>who; exit 7"
+        with Connection(lab.relay(), lab.enter(code, "root", uid=0, gid=0)) as connection:
+            refused = connection.next(60.0)
+            assert isinstance(refused, Refused)
+            assert "ranks run as user 0 on the head, here as 54321" in refused.why
+        asked = lab.enter(code, "task", uid=FIRST[0], gid=FIRST[1])
+        with Connection(lab.relay(), asked) as connection:
+            while not isinstance(event := connection.next(60.0), Exited):
+                assert event is not None
+            assert event.code == 7, event.message
+    finally:
+        lab.end()
+    uid, gid, home = (lab.work / "who").read_text().split()
+    assert (uid, gid) == (str(FIRST[0]), str(FIRST[1]))
+    assert home.startswith(f"{lab.state}/member/entries/")

@@ -73,5 +73,5 @@ def prepare_for(config: Config, users: TaskUsers) -> None:
             )
     if config.store is None:  # else it is for others, too, and they have seen to it
         store = config.state_dir / "store"
-        store.mkdir(mode=0o700, exist_ok=True)
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
         store.chmod(0o700)
