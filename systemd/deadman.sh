@@ -14,7 +14,7 @@ after=${DEADMAN_AFTER:-1800}
 mark=${RUNTIME_DIRECTORY:-/run/simagent-deadman}/well
 proc=${DEADMAN_PROC:-/proc}
 units=${DEADMAN_UNITS:-simagent.service simagent-member.service}
-steady=60
+steady=${DEADMAN_STEADY:-60}
 
 case $after in
 '' | *[!0-9]*)
