@@ -76,7 +76,7 @@ $python - "$top/pyproject.toml" >"$work/needed" <<'END'
 import sys, tomllib
 print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")
 END
-key=$(sha256sum <"$work/needed")
+key=1-$(sha256sum <"$work/needed") # counts how they are kept
 kept=$OUT/kept/$here_is-$arch-3.$minor
 mkdir -p "$kept"
 exec 9>"$kept/lock"
@@ -84,22 +84,28 @@ flock 9 # others who build the same
 pip() {
     "$kept/tools/bin/python" -m pip --disable-pip-version-check --no-input -q "$@"
 }
+compile() { # MODULES, as they are going to stand
+    $python -m compileall -q -j 0 -s "$1" -p "${modules#"$root"}" "$1"
+}
 if [ "$(cat "$kept/key" 2>/dev/null)" != "$key" ]; then
     echo "Fetching what simagent depends on, for Python 3.$minor ..." >&2
     rm -rf "$kept/key" "$kept/tools" "$kept/modules"
     $python -m venv "$kept/tools"
     pip install hatchling >&2
     pip install --no-compile --target "$kept/modules" --requirement "$work/needed" >&2
+    # The commands and the tests of what it depends on are nobody's here.
+    rm -rf "$kept/modules/bin"
+    find "$kept/modules" -type d \( -name __pycache__ -o -name tests \) -prune -exec rm -rf {} +
+    compile "$kept/modules"
     echo "$key" >"$kept/key"
 fi
 pip wheel --no-deps --no-build-isolation --wheel-dir "$work/wheel" "$top" >&2
 cp -a "$kept/modules/." "$modules"
 pip install --no-compile --no-deps --no-index --find-links "$work/wheel" \
     --target "$work/simagent" simagent >&2
+rm -rf "$work/simagent/bin"
+compile "$work/simagent"
 cp -a "$work/simagent/." "$modules"
-# The commands and the tests of what it depends on are nobody's here.
-rm -rf "$modules/bin"
-find "$modules" -type d \( -name __pycache__ -o -name tests \) -prune -exec rm -rf {} +
 
 # A virtual environment, as venv makes one; where it stands is written in no other file.
 ln -s "/usr/bin/python3.$minor" "$opt/bin/python3"
@@ -117,7 +123,6 @@ from simagent.cli import main
 
 sys.exit(main())
 END
-$python -m compileall -q -j 0 -s "$root" -p / "$modules"
 
 # --- systemd's, and papers -----------------------------------------------------------------------
 
