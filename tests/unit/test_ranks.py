@@ -123,3 +123,14 @@ def test_only_the_last_of_a_long_log_is_read(tmp_path: Path) -> None:
     text = read_tail(out, err)
     assert len(text) < 100_000
     assert told(text).failed
+
+
+def test_a_rank_that_the_others_saw_go_before_mpirun_did_is_told() -> None:
+    text = (
+        "An MPI communication peer process has unexpectedly disconnected.  This\n"
+        "usually indicates a failure in the peer process.\n\n"
+        "  Local host: head\n  Local PID:  26\n  Peer host:  m1\n"
+    )
+    assert told(text, 14).failed == "a rank on m1 ended before the others"
+    exited = "  Process name: [prterun-head-1@1,1]\n  Exit code:    3\n"
+    assert told(text + exited, 3).failed == "", "it exited by itself"

@@ -25,6 +25,9 @@ _OPENMPI_LOST = re.compile(
     r"Remote daemon:[^\n]* on node (?P<host>\S+)",
     re.DOTALL,
 )
+_OPENMPI_PEER = re.compile(
+    r"peer process has unexpectedly disconnected.{0,1000}?Peer host:\s+(?P<host>\S+)", re.DOTALL
+)
 _HYDRA_SIGNAL = re.compile(
     r"^=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\s+"
     r"=\s+PID \d+ RUNNING AT (?P<host>\S+)\s+=\s+EXIT CODE: (?P<status>\d+)",
@@ -87,6 +90,10 @@ def _failed(text: str, code: int | None) -> str:
     number = (code or 0) - _EXITED_BY_SIGNAL
     if number in signal.valid_signals() and _OPENMPI_ABORTED.search(text):
         return f"a rank was ended by {signal_name(number)}"
+    found = _OPENMPI_PEER.search(text)
+    if found is not None and not _OPENMPI_CODE.search(text):
+        # The others saw it go before mpirun did, and ended the job.
+        return f"a rank on {found['host']} ended before the others"
     return ""
 
 
