@@ -1,5 +1,6 @@
 """The whole agent on the embedded engines, with real commands."""
 
+import ctypes
 import json
 import os
 import signal
@@ -279,3 +280,22 @@ def test_a_link_in_place_of_the_tasks_folder_publishes_nothing_of_others(
     with rig.agent():
         state = rig.finish(rig.submit({"run": swap, "shell": True}))
     assert (state.status, state.reason, state.output) == ("error", "output_failed", None)
+
+
+def test_a_signal_that_another_thread_than_the_main_one_gets_is_obeyed(rig: Rig) -> None:
+    process = rig.process("agent")
+    task = rig.submit(["sleep", "300"])
+    rig.until(lambda: rig.client.state(task).status == "running" or None)
+    other = next(it.id for it in psutil.Process(process.pid).threads() if it.id != process.pid)
+    assert _tgkill(process.pid, other, signal.SIGTERM) == 0
+    assert process.wait(20) == 0
+    rig.client.kill(task, by="tester", grace=0.5)
+    last = rig.process("agent")
+    assert rig.finish(task).status == "killed"
+    last.send_signal(signal.SIGTERM)
+    assert last.wait(20) == 0
+
+
+def _tgkill(pid: int, thread: int, number: int) -> int:
+    """Send a signal to one thread of another process, as Linux may do on its own."""
+    return int(ctypes.CDLL(None).tgkill(pid, thread, number))

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Literal, NoReturn, Protocol
 
@@ -27,6 +28,8 @@ from simagent.worker.orders import Detached, Interrupted, Preempted
 
 _STOP_WITHIN = 9.0
 _LEAVE_WITHIN = 1.0
+# Linux may hand a signal to any thread. Python's handler runs in the main one, once that wakes.
+_LOOK_EVERY = 1.0
 
 log = structlog.get_logger()
 
@@ -110,8 +113,10 @@ class _Daemon:
             threading.Thread(target=self._work, name="agent", daemon=True).start()
             while True:
                 try:
-                    what = self._happened.get(timeout=self._left())
+                    what = self._happened.get(timeout=min(_LOOK_EVERY, self._left()))
                 except Empty:
+                    if self._left() > 0:
+                        continue
                     self._abandon()
                 if what is None:
                     return self._code
@@ -150,8 +155,8 @@ class _Daemon:
         self._deadline = min(deadline, self._deadline or deadline)
         self._agent.interrupt(Detached(why))
 
-    def _left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - self._clock.now())
+    def _left(self) -> float:
+        return inf if self._deadline is None else max(0.0, self._deadline - self._clock.now())
 
     def _abandon(self) -> None:
         """End here and now, as a crash would: all that the next agent needs is written down."""
