@@ -94,7 +94,8 @@ main() {
         printf 'export AGENT APPTAINER MPI DOCKER IMAGES DEADMAN\n'
     } >"$work/in/settings"
 
-    options=(--quiet --variant=minbase --format=null)
+    # The disk is written by the last hook: what mmdebstrap would tidy up after it does not matter.
+    options=(--quiet --variant=minbase --format=null --skip=cleanup)
     for left_out in man locale doc; do
         options+=(--dpkgopt="path-exclude=/usr/share/$left_out/*")
     done
@@ -117,7 +118,7 @@ main() {
         --customize-hook="chroot \"\$1\" sh $inside/disk/base.sh" \
         --customize-hook="chroot \"\$1\" sh -c '. $inside/settings; exec sh $inside/provision.sh'" \
         --customize-hook="chroot \"\$1\" sh $inside/seal.sh" \
-        --customize-hook="rm -rf \"\$1$inside\"" \
+        --customize-hook="rm -rf \"\$1$inside\" \"\$1\"/etc/apt/apt.conf.d/*mmdebstrap" \
         --customize-hook="unshare --mount sh $here/disk/write.sh \"\$1\"" \
         "$SUITE" /dev/null 2>&1 | while IFS= read -r line; do tell "$line"; done
     chmod 644 "$raw"

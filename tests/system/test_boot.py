@@ -136,6 +136,7 @@ def test_from_power_on_to_power_off_by_credentials(
     state = vm.until(lambda: servers.has_ended(task), WORKS)
     ended = time.monotonic() - began
     assert (state.status, state.reason) == (Status.SUCCEEDED, None), vm.told()
+    assert state.attempts[-1].machine["limits"] == "cgroup"
     servers.client.download(task, [], tmp_path / "results")
     log = (tmp_path / "results" / "log.lammps").read_text()
     energies = [float(line.split()[4]) for line in log.splitlines() if IS_THERMO.match(line)]
@@ -204,6 +205,7 @@ def test_no_identity_no_keys_no_logs_are_on_the_disk(disk: Path) -> None:
         assert names(disk, folder) == set(), folder
     assert names(disk, "/var/log") <= {"README", "apt", "journal", "private", "runit"}
     assert names(disk, "/var/lib/simagent") <= {"images"}
+    assert not any("mmdebstrap" in name for name in names(disk, "/etc/apt/apt.conf.d"))
     assert "stub-resolv.conf" in look(disk, "stat /etc/resolv.conf")
     users = [line.split(":") for line in look(disk, "cat /etc/shadow").splitlines() if ":" in line]
     assert all(user[1][:1] in ("!", "*") for user in users)
