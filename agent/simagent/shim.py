@@ -405,7 +405,8 @@ def execute(argv: list[str], env: dict[str, str]) -> None:
         raise StartError("not_executable", found)
     where = "" if "/" in program else f" in PATH ({':'.join(folders)})"
     if closed:
-        where += f", of which user {os.geteuid()} may not look into {' and '.join(closed)}"
+        link = ", of which" if where else ", or"
+        where += f"{link} user {os.geteuid()} may not look into {' and '.join(closed)}"
     raise StartError("command_not_found", f"{program}: no such program{where}")
 
 
