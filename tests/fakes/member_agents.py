@@ -156,7 +156,10 @@ class _Lines:
             if self._stop.is_set() or (until is not None and until.poll() is not None):
                 return None
             if select.select([self._connection], [], [], 0.02)[0]:
-                data = self._connection.recv(1 << 16)
+                try:
+                    data = self._connection.recv(1 << 16)
+                except ConnectionResetError:  # closed with something unread
+                    data = b""
                 if not data:
                     return None
                 self._rest += data
