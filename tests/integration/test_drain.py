@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from fakes.rig import Rig, kill9
+from fakes.service import Service
 from simagent.domain import bell
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
@@ -204,6 +205,19 @@ def test_an_agent_that_crashes_while_it_gives_tasks_back_goes_on_with_that(rig: 
     Agent(rig).ends()
     state = rig.client.state(task)
     assert (state.status, state.counters.preemptions, state.counters.losses) == ("queued", 1, 0)
+
+
+def test_systemd_is_asked_for_the_time_that_giving_back_takes(rig: Rig) -> None:
+    """Else it kills the agent TimeoutStopSec, 20 s, after it was told that the agent ends."""
+    config = rig.config()
+    engines = {"STATE_DIR": config.state_dir, "QUEUE": config.queue_url, "STORE": config.store_url}
+    with Service(rig.folder, **engines) as service:
+        pid_of(rig, stubborn(rig))
+        drain(rig, "--give-back", "--within", "40")
+        service.until(lambda: "STOPPING=1" in service.told)
+        service.until(lambda: service.told[-1].startswith("EXTEND_TIMEOUT_USEC="), 5)
+        asked = int(service.told[-1].partition("=")[2]) / 1e6
+        assert 40 < asked < 60
 
 
 def test_draining_is_told_apart_from_giving_back(rig: Rig) -> None:

@@ -188,7 +188,6 @@ class Agent:
                     helper.over = True
         finally:
             self._ended.set()
-            self._notifier.stopping()
             self._leave()
             if self._drain_file is not None and isinstance(self._order, Preempted):
                 self._drain_file.withdraw()
@@ -336,5 +335,7 @@ class Agent:
     def _leave(self) -> None:
         """Hand the standing order to the running attempts and give them time to obey."""
         order = self._order or Detached("the agent stops")
+        now = self._ctx.clock.now()
+        self._notifier.stopping(0.0 if order.until is None else order.until - now)
         self._slots.leave(order)
         log.info(Event.AGENT_STOPPED, reason=str(order))

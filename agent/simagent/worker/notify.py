@@ -6,6 +6,8 @@ import socket
 _LONGEST = 1000
 _START_WITHIN = 180
 """Seconds: all that is asked at the start has a time of its own; together they take less."""
+_TO_END = 10.0
+"""Seconds for the rest, when nothing runs any more."""
 
 
 class Notifier:
@@ -29,9 +31,14 @@ class Notifier:
         """The main loop made progress."""
         self._send("WATCHDOG=1")
 
-    def stopping(self) -> None:
-        """The agent is about to end."""
+    def stopping(self, within: float = 0.0) -> None:
+        """The agent is about to end, in so many seconds: what it runs may have to be given back.
+
+        Whoever says this and ends later than TimeoutStopSec is killed, if no more was asked for.
+        """
         self._send("STOPPING=1")
+        if within > 0.0:
+            self._send(f"EXTEND_TIMEOUT_USEC={round((within + _TO_END) * 1e6)}")
 
     def status(self, text: str) -> None:
         """Show a line in `systemctl status`: one line, whatever is in the text."""
