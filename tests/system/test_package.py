@@ -19,6 +19,7 @@ run = "i=0; while [ ! -e go ]; do i=$((i + 1)); echo line $i; sleep 0.05; done; 
 shell = true
 """
 _PASSING = ("/proc", "/sys", "/run", "/dev", "/root", "/tmp", "/var/tmp", "/var/log")
+_INSTALL = ("dpkg", "--force-unsafe-io", "--install")
 _OURS = "/opt/simagent /etc/simagent /var/lib/simagent /usr/share/simagent /usr/bin/simagent"
 
 
@@ -50,7 +51,7 @@ def files(machine: Machine) -> set[str]:
 def install(machine: Machine, package: Path) -> str:
     """Install a package; give what is printed."""
     machine.copy_in(package, "/root/simagent.deb")
-    done = machine.run("dpkg", "--force-unsafe-io", "--install", "/root/simagent.deb")
+    done = machine.run(*_INSTALL, "/root/simagent.deb", seconds=600)
     return done.stdout + done.stderr
 
 
