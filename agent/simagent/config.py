@@ -36,7 +36,7 @@ def default_state_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/simagent")
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "simagent"
+    return Path(data).expanduser().absolute() / "simagent"
 
 
 def _no_credentials(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Config(BaseSettings):
     files: ClassVar[tuple[Path, ...]] = ()
     """Those of settings."""
 
-    state_dir: Annotated[Path, AfterValidator(at_home)] = Field(
+    state_dir: Annotated[Path, AfterValidator(at_home), AfterValidator(Path.absolute)] = Field(
         default_factory=default_state_dir, description="Where the agent keeps its own files."
     )
     queue: Annotated[str, AfterValidator(check_queue)] | None = Field(
@@ -249,12 +249,12 @@ class Config(BaseSettings):
     @property
     def queue_url(self) -> str:
         """The queue, also where none was named."""
-        return self.queue or f"sqlite://{quote(str(self.state_dir.absolute()))}/queue.db"
+        return self.queue or f"sqlite://{quote(str(self.state_dir))}/queue.db"
 
     @property
     def store_url(self) -> str:
         """The store, also where none was named."""
-        return self.store or f"file://{quote(str(self.state_dir.absolute()))}/store"
+        return self.store or f"file://{quote(str(self.state_dir))}/store"
 
     @property
     def embedded(self) -> bool:

@@ -1,6 +1,7 @@
 """Reads the configuration, and says in words what is wrong with it."""
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -61,10 +62,13 @@ def _model(path: Path | None) -> type[Config]:
     """Give the settings with the files that they are read from. Raises `ConfigError`."""
     try:
         path = path and at_home(path)
-    except ValueError as error:
-        raise ConfigError(f"config: {error}") from None
-    if path is not None and not path.is_file():
-        raise ConfigError(f"config: {path} does not exist")
+        if path is not None and not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"config: {path} is not a file")
+    except FileNotFoundError:
+        raise ConfigError(f"config: {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        why = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"config: {why}") from None
 
     class FromFiles(Config):
         files = setting_files(path)

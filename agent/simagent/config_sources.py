@@ -57,6 +57,8 @@ class TomlFile(TomlConfigSettingsSource):
         """Read it. Raises ValueError, naming it."""
         try:
             super().__init__(settings_cls, file)
+        except UnicodeDecodeError:
+            raise ValueError(f"{file}: is not text in UTF-8") from None
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else None
             raise ValueError(f"{file}: {why or error}") from error

@@ -254,6 +254,11 @@ def test_a_command_that_does_not_exist_is_named(cli: Cli) -> None:
     assert row["outputs"]["files"] > 0
 
 
+def test_a_task_runs_with_a_state_folder_that_is_named_from_here(cli: Cli) -> None:
+    cli("run", "-", "--state-dir", "here", "--quiet", stdin=HELLO)
+    assert (cli.folder / "here" / "store").is_dir()
+
+
 def test_run_fails_with_the_simulation(cli: Cli) -> None:
     spec = "commands: [{run: 'echo why >&2; exit 3', shell: true}]"
     done = cli("run", "-", stdin=spec, code=1)

@@ -71,7 +71,7 @@ def test_a_path_in_a_file_is_relative_to_the_file(
     monkeypatch.chdir(tmp_path / "here")
     assert load_config(Path("../etc/agent.toml")).state_dir.resolve() == tmp_path / "etc" / "sim"
     monkeypatch.setenv("SIMAGENT_STATE_DIR", "sim")
-    assert load_config(Path("../etc/agent.toml")).state_dir.absolute() == tmp_path / "here" / "sim"
+    assert load_config(Path("../etc/agent.toml")).state_dir == tmp_path / "here" / "sim"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,27 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, line: str) -> None:
     found = refusal(written(tmp_path, text))
     assert line in found
     assert len(found.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("none.toml", "does not exist"),
+        ("", "is not a file"),
+        ("agent.toml/x", ": Not a directory"),
+        ("l" * 300, ": File name too long"),
+    ],
+)
+def test_what_is_no_file_of_settings_is_named(tmp_path: Path, name: str, why: str) -> None:
+    written(tmp_path, "")
+    path = tmp_path / name
+    assert refusal(path) == f"config: {path} {why}".replace(" :", ":")
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path, "")
+    file.write_bytes(b"group = '\xff'")
+    assert refusal(file) == f"{file}: is not text in UTF-8"
 
 
 def test_bounds_are_allowed(tmp_path: Path) -> None:

@@ -20,7 +20,11 @@ config = typer.Typer(
 
 _File = Annotated[
     Path | None,
-    typer.Argument(metavar="[FILE]", help="Settings, in TOML; default: those that the agent has."),
+    typer.Argument(
+        metavar="[FILE]",
+        help="Settings, in TOML; default: those that the agent has.",
+        readable=False,
+    ),
 ]
 
 

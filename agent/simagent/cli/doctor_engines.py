@@ -18,7 +18,7 @@ _LITTLE_SPACE = 2**30
 
 def state_dir(config: Config) -> Iterator[Check]:
     """Tell whether the state folder can be written to, and what is free there."""
-    path = config.state_dir.absolute()
+    path = config.state_dir
     existing = next(p for p in (path, *path.parents) if p.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Check("state folder", "ok", str(path))

@@ -138,7 +138,7 @@ def _door(config: Config) -> Check:
     """Tell whether the member's own ssh server can run."""
     user = config.mpi.ssh_user or default_user()
     port = config.mpi.ssh_port
-    server = Sshd(config.state_dir.absolute() / "member" / "sshd", port=port, user=user, relay=())
+    server = Sshd(config.state_dir / "member" / "sshd", port=port, user=user, relay=())
     trouble = server.trouble()
     if trouble is not None:
         return Check("cluster ssh", "missing", trouble)
@@ -146,7 +146,7 @@ def _door(config: Config) -> Check:
 
 
 def _lead(config: Config) -> Iterator[Check]:
-    trouble = HeadKey(config.state_dir.absolute() / "head").trouble()
+    trouble = HeadKey(config.state_dir / "head").trouble()
     if trouble is not None:
         yield Check("cluster ssh", "missing", trouble)
     else:

@@ -32,7 +32,10 @@ StateDir = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings, in TOML. [SIMAGENT_CONFIG]"),
+    # What is wrong with the file is said where it is read, whoever names it.
+    typer.Option(
+        "--config", metavar="FILE", help="Settings, in TOML. [SIMAGENT_CONFIG]", readable=False
+    ),
 ]
 Project = Annotated[
     str | None,

@@ -37,7 +37,7 @@ Fields = Mapping[str, Any]
 
 def show_status(config: Config, *, as_json: bool) -> None:
     """Print how the agent of the state folder stands. Raises `ClientError` where none answers."""
-    folder = config.state_dir.absolute()
+    folder = config.state_dir
     try:
         told = ask(folder, _ANSWERS_WITHIN)
     except NoAnswerError as error:

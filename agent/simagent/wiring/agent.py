@@ -29,7 +29,7 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
 
     drain = DrainFile(config.state_dir)
     ctx = open_context(config, own_task=only is not None)
-    former = config.state_dir.absolute() / "member"
+    former = config.state_dir / "member"
     if only is None and former.is_dir():
         end_membership(ctx, former)
     return Agent(

@@ -30,7 +30,7 @@ def open_head(config: Config, identity: Identity, ledger: Ledger, clock: Clock) 
         at = own_address(config.mpi.interface)
     except AddressError as error:
         raise ConfigError(str(error)) from error
-    key = HeadKey(config.state_dir.absolute() / "head")
+    key = HeadKey(config.state_dir / "head")
     shared = config.mpi.shared_dir
     own = Place(
         name=str(identity.machine.get("hostname", "")),

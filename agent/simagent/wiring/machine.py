@@ -88,7 +88,7 @@ def open_runtimes(
 def open_images(config: Config, *, every: bool = False) -> dict[str, Images]:
     """Make the image caches of the container runtimes that are here, or of ``every``, by name."""
     found: dict[str, Images] = {}
-    folder = config.state_dir.absolute() / "images"
+    folder = config.state_dir / "images"
     if every or _has_docker(config):
         from simagent.runtimes.docker_engine import DockerEngine
         from simagent.runtimes.docker_images import DockerImages

@@ -77,7 +77,7 @@ def _membership(config: Config) -> Membership:
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits, **facts(cloud)}),
         cloud=cloud,
-        folder=config.state_dir.absolute() / "member",
+        folder=config.state_dir / "member",
         runtimes=open_runtimes(config, cgroups, agent=identity.agent),
         images=open_images(config),
         settings=settings(config),
