@@ -130,9 +130,10 @@ class Agent:
     def interrupt(self, order: Interrupted) -> None:
         """Take no more tasks and end the running attempts as the order says."""
         self._draining = True
-        self._order = order
         if isinstance(order, Preempted):
             self._slots.interrupt(order)  # at once: the loop may be waiting for the store
+        if order.outweighs(self._order):
+            self._order = order
         self._changed()
 
     def snapshot(self) -> Snapshot:

@@ -143,6 +143,8 @@ class MemberAgent:
 
     def interrupt(self, order: Interrupted) -> None:
         """Return soon: what runs is left to the next agent where the order lets go, else ended."""
+        if not order.outweighs(self._order):
+            return
         if isinstance(order, Preempted):
             now = self._member.clock.now()
             until = order.until or now + self._member.settings.give_back_within

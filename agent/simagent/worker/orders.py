@@ -19,6 +19,16 @@ class Interrupted(Exception):
     """Why a step is told to end for it."""
 
 
+    def outweighs(self, other: "Interrupted | None") -> bool:
+        """Tell whether it is to be obeyed in the place of another one that stands.
+
+        Of the same kind it is the one that leaves less time.
+        """
+        if other is None or self.rank != other.rank:
+            return other is None or self.rank > other.rank
+        return self.until is not None and (other.until is None or self.until < other.until)
+
+
 class Partitioned(Interrupted):
     """The store was unreachable for longer than the task may go on without it."""
 
@@ -87,7 +97,7 @@ class Orders:
 
     def interrupt(self, order: Interrupted) -> None:
         """Do not go on here, unless an order that outweighs this one stands already."""
-        if self.interrupted is None or order.rank > self.interrupted.rank:
+        if order.outweighs(self.interrupted):
             self.interrupted = order
             self.wake.set()
 

@@ -176,7 +176,8 @@ class Slots:
         Any thread may call it.
         """
         self._bound(order)
-        self._order = order
+        if order.outweighs(self._order):
+            self._order = order
         for running in list(self._running):
             running.run.interrupt(order)
 
