@@ -18,7 +18,6 @@ class Interrupted(Exception):
     reason = Reason.AGENT_ERROR
     """Why a step is told to end for it."""
 
-
     def outweighs(self, other: "Interrupted | None") -> bool:
         """Tell whether it is to be obeyed in the place of another one that stands.
 
