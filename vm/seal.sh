@@ -13,10 +13,17 @@ printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' >/etc
 # The agent's: of its state only images stay.
 [ ! -d /var/lib/simagent ] ||
     find /var/lib/simagent -mindepth 1 -maxdepth 1 ! -name images -exec rm -rf {} +
-rm -f /etc/simagent/agent.toml /etc/simagent/agent.env
+rm -f /etc/simagent/agent.toml /etc/simagent/agent.env /etc/credstore/simagent.* \
+    /etc/credstore.encrypted/simagent.*
 
-# Whoever made the image cannot log in to its copies.
-rm -rf /root/.ssh /root/.bash_history /root/.cache /root/.aws /home/*/.ssh /home/*/.bash_history
+# Whoever made the image cannot log in to its copies, and these have none of the keys that it was made
+# with, for stores and registries.
+for home in /root /home/*; do
+    for each in .ssh .bash_history .cache .config .aws .docker .apptainer; do
+        rm -rf "${home:?}/$each"
+    done
+done
+rm -f /var/lib/docker/engine-id /etc/docker/key.json
 passwd -q -l root 2>/dev/null || true
 
 cloud-init clean --logs --seed >/dev/null 2>&1 || true

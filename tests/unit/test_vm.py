@@ -44,6 +44,41 @@ def test_a_wrong_setting_is_told_before_the_build(
     assert not (tmp_path / "out").exists()
 
 
+SECRETS = (
+    "etc/credstore/simagent.aws",
+    "etc/credstore/simagent.config",
+    "etc/simagent/agent.toml",
+    "etc/ssh/ssh_host_ed25519_key",
+    "home/admin/.aws/credentials",
+    "home/admin/.ssh/authorized_keys",
+    "root/.apptainer/docker-config.json",
+    "root/.aws/credentials",
+    "root/.docker/config.json",
+    "var/lib/docker/engine-id",
+    "var/lib/simagent/attempts/a/journal.json",
+    "var/log/simagent-provision.log",
+)
+IMAGE = "var/lib/simagent/images/kept.sif"
+SEALS = """
+mount --rbind /usr "$0/usr" && for each in bin sbin lib lib64; do ln -s "usr/$each" "$0/$each"; done
+: >"$0/dev/null" && cp "$1" "$0/seal.sh" && exec chroot "$0" sh /seal.sh
+"""
+
+
+def test_a_sealed_machine_has_no_identity_and_no_keys(tmp_path: Path) -> None:
+    folders = ("dev", "proc", "tmp", "usr", "var/cache/apt", "var/lib/apt/lists", "var/lib/dpkg")
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    for name in (*SECRETS, IMAGE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("secret")
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SEALS]
+    subprocess.run([*argv, tmp_path, VM / "seal.sh"], check=True, capture_output=True)
+    assert [name for name in SECRETS if (tmp_path / name).exists()] == []
+    assert (tmp_path / IMAGE).exists()
+    assert (tmp_path / "etc" / "machine-id").read_text() == ""
+
+
 def test_all_settings_are_documented() -> None:
     text = (VM / "build.sh").read_text()
     names = re.findall(r"^([A-Z]+)=\$\{\1:?-", text, re.MULTILINE)
