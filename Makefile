@@ -37,7 +37,7 @@ test: $(VENV)/ready-to-develop system-packages ## Run the tests, with coverage
 		pytest -n $(WORKERS) --ignore=tests/system --ignore=tests/fleet --ignore=tests/cluster --cov --cov-report=term $(PYTEST_ARGS)
 
 # Builds images, which takes minutes.
-test-system: $(VENV)/ready-to-develop ## Run simulators under Docker and Apptainer
+test-system: $(VENV)/ready-to-develop ## Run simulators, machines with systemd, a disk in QEMU
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest tests/system $(PYTEST_ARGS)
 
 # Takes minutes.

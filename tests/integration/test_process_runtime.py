@@ -56,6 +56,15 @@ def test_a_step_that_works(folder: Folder) -> None:
     assert stat.S_IMODE((folder.root / "out").stat().st_mode) == 0o644
 
 
+def test_a_shim_that_ends_before_its_step_is_told_with_its_last_words(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.root)
+    with pytest.raises(RuntimeFailedError, match="before the step began: FileNotFoundError") as it:
+        folder.run(folder.plan("true", folder=Path("steps")))  # the shim looks for it beneath /
+    assert it.value.reason is Reason.AGENT_ERROR
+
+
 def test_exit_code(folder: Folder) -> None:
     result = folder.run(folder.plan("sh", "-c", "exit 7"))
     assert (result.exit_code, result.signal) == (7, None)

@@ -5,6 +5,7 @@ import os
 import select
 import sys
 import time
+from pathlib import Path
 
 from simagent.domain.reasons import Reason
 from simagent.ports.runtime import RuntimeFailedError, StepPlan
@@ -12,6 +13,7 @@ from simagent.ports.runtime import RuntimeFailedError, StepPlan
 SHIM = "shim.pyc"
 _LOG = "shim.log"
 _LOG_BYTES = 64 * 1024
+_LAST_WORDS = 300
 
 
 def spawn(plan: StepPlan) -> tuple[int, int]:
@@ -72,5 +74,14 @@ def start_failure(plan: StepPlan, said: bytes) -> RuntimeFailedError:
         return RuntimeFailedError(Reason(reason), message)
     return RuntimeFailedError(
         Reason.AGENT_ERROR,
-        f"the step's supervisor ended before the step began: see {plan.folder / _LOG}",
+        f"the step's supervisor ended before the step began: {_last_words(plan.folder / _LOG)}",
     )
+
+
+def _last_words(log: Path) -> str:
+    """Give the last line of a shim's log, which goes with its attempt's folder."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError as error:
+        return f"{log}: {error.strerror or error}"
+    return lines[-1][:_LAST_WORDS] if lines else "it said nothing"

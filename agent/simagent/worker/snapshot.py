@@ -47,8 +47,8 @@ def stage_of(
 class EngineView:
     """The store or the queue.
 
-    ``answered`` is the age of its last answer, ``failing`` of its last failure's first one; None:
-    never, or it answers.
+    ``answered`` is the age of its last answer, None: there was none. ``failing`` is for how long it
+    has not answered, None: it does.
     """
 
     name: str
@@ -137,9 +137,8 @@ class Snapshot:
     """An agent, a member of a cluster, or a `simagent run`.
 
     ``text`` is what systemd is told, for people. ``turned`` is the age of the main loop's last
-    turn; None: it has not begun. ``unsettled`` are
-    attempts of an earlier incarnation that are still to be looked at. ``notices`` are lines for
-    people.
+    turn; None: it has not begun. ``unsettled`` are attempts of an earlier incarnation that are
+    still to be looked at. ``notices`` are lines for people.
     """
 
     format: int = FORMAT
