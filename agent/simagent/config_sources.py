@@ -10,8 +10,10 @@ from pydantic_settings import BaseSettings, TomlConfigSettingsSource
 SYSTEM_CONFIG = Path("/etc/simagent/agent.toml")
 CONFIG_CREDENTIAL = "simagent.config"
 AWS_CREDENTIAL = "simagent.aws"
-OF_SERVICE = Path("/run/credentials/simagent.service")
-"""Where systemd keeps the credentials of the agent's unit while it runs: for root alone."""
+OF_SERVICES = tuple(
+    Path("/run/credentials", f"{unit}.service") for unit in ("simagent", "simagent-member")
+)
+"""Where systemd keeps the credentials of the agent's units while they run: for root alone."""
 
 
 def at_home(path: Path) -> Path:
@@ -23,12 +25,12 @@ def at_home(path: Path) -> Path:
 
 
 def credential(name: str) -> Path | None:
-    """Find a credential of systemd's: one of this process, else, for root, of the agent's unit."""
+    """Find a credential of systemd's: one of this process, else, for root, of an agent's unit."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if not folder and os.geteuid() != 0:
         return None
-    file = (Path(folder) if folder else OF_SERVICE) / name
-    return file if file.is_file() else None
+    files = [each / name for each in ([Path(folder)] if folder else OF_SERVICES)]
+    return next((file for file in files if file.is_file()), None)
 
 
 def setting_files(named: Path | None) -> tuple[Path, ...]:

@@ -19,7 +19,8 @@ def own_settings_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(config_sources, "SYSTEM_CONFIG", tmp_path / "etc" / "agent.toml")
-    monkeypatch.setattr(config_sources, "OF_SERVICE", tmp_path / "service")
+    services = (tmp_path / "service", tmp_path / "member")
+    monkeypatch.setattr(config_sources, "OF_SERVICES", services)
 
 
 @pytest.fixture
@@ -81,10 +82,11 @@ def test_a_wrong_credential_is_refused(folder: Path, text: str, words: str) -> N
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("unit", ["service", "member"])
 def test_commands_of_root_have_the_settings_of_the_unit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
 ) -> None:
-    write(tmp_path / "service" / "simagent.config", "group = 'a'")
+    write(tmp_path / unit / "simagent.config", "group = 'a'")
     named = write(tmp_path / "mine.toml", "project = 'b'")
     assert load_config(None).group == "a"
     assert load_config(named).group == "default"
