@@ -82,7 +82,8 @@ def _limits(config: Config) -> Iterator[Check]:
         if config.limits == "cgroup":
             yield Check("limits", "missing", str(error), "SIMAGENT_LIMITS=auto")
         else:
-            yield Check("limits", "note", f"{alone} ({error})", _OWN_CGROUP)
+            fix = "" if os.geteuid() == 0 else _OWN_CGROUP
+            yield Check("limits", "note", f"{alone} ({error})", fix)
     else:
         yield Check("limits", "ok", f"by cgroups in {base}")
 

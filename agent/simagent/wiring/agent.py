@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from simagent.clouds.choice import choose, facts
+from simagent.clouds.choice import facts
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
 from simagent.engines import open_queue, open_store, tell_of_store
@@ -10,7 +10,13 @@ from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.wiring.head import open_head
 from simagent.wiring.life import open_end, open_terms
-from simagent.wiring.machine import open_cgroups, open_images, open_launchers, open_runtimes
+from simagent.wiring.machine import (
+    open_cgroups,
+    open_cloud,
+    open_images,
+    open_launchers,
+    open_runtimes,
+)
 from simagent.wiring.settings import prepare_for, settings
 from simagent.wiring.window import Watch
 from simagent.worker.context import Context
@@ -26,7 +32,6 @@ from simagent.worker.sweep import Sweeper
 
 def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | None = None) -> Agent:
     """Make the agent of this machine, on a state folder that is already held for it."""
-
     drain = DrainFile(config.state_dir)
     ctx = open_context(config, own_task=only is not None)
     former = config.state_dir / "member"
@@ -55,7 +60,7 @@ def open_context(config: Config, *, own_task: bool = False) -> Context:
     watch = Watch(config, clock)
     cgroups = open_cgroups(config)
     identity = identify(config.state_dir, config.agent)
-    cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
+    cloud = open_cloud(config)
     machine = {"limits": "cgroup" if cgroups else "rlimits", **facts(cloud)}
     journals = Journals(config.state_dir)
     existing = not journals.empty
@@ -87,7 +92,6 @@ def open_context(config: Config, *, own_task: bool = False) -> Context:
 
 def open_sweeper(config: Config) -> Sweeper:
     """Make what sweeps the group once; it judges for the whole group, not for this machine."""
-
     ledger, clock = Ledger(open_store(config, prove=True)), SystemClock()
     judge = Judge(ledger, clock, config.times, can_run=lambda _spec: None)
     queue = open_queue(config, config.group)

@@ -1,10 +1,10 @@
 """Makes what ends an agent by itself, from the configuration."""
 
 from simagent.clouds.aws import Aws
-from simagent.clouds.choice import choose
 from simagent.config import Config, ConfigError
-from simagent.ports.clock import Clock, SystemClock
+from simagent.ports.clock import Clock
 from simagent.ports.cloud import Cloud
+from simagent.wiring.machine import open_cloud
 from simagent.worker.endoflife import EXIT, End, Terms
 from simagent.worker.ends import POWEROFF, Command, Terminate
 
@@ -44,4 +44,4 @@ def open_end(config: Config, cloud: Cloud | None) -> End:
 
 def try_end(config: Config) -> End:
     """Make it for the cloud of this machine, to see whether it could be. Raises `ConfigError`."""
-    return open_end(config, choose(config.cloud, config.cloud_endpoint, SystemClock().wall))
+    return open_end(config, open_cloud(config))

@@ -1,4 +1,4 @@
-"""Makes what runs steps on this machine, from the configuration."""
+"""Makes what runs steps on this machine, and what asks its cloud, from the configuration."""
 
 import os
 import shutil
@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simagent.clouds.choice import choose
 from simagent.config import Config, ConfigError
 from simagent.engines import open_store
+from simagent.ports.clock import SystemClock
+from simagent.ports.cloud import Cloud
 from simagent.ports.images import Images
 from simagent.ports.launcher import Launcher
 from simagent.ports.runtime import Runtime
@@ -30,6 +33,11 @@ def open_launchers(config: Config) -> "InstalledLaunchers":
         "openmpi": lambda it: OpenMpiLauncher(it.path, version=it.version, root=root, allow=allow),
     }
     return InstalledLaunchers(config.mpirun, build, InsideLauncher(allow=allow))
+
+
+def open_cloud(config: Config) -> Cloud | None:
+    """Make what asks the cloud that this machine is of; None where it is of none."""
+    return choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
 
 
 def find_cgroups() -> Path:

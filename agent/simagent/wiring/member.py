@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from simagent.clouds.choice import choose, facts
+from simagent.clouds.choice import facts
 from simagent.cluster.entrance import Entrance, EntranceError
 from simagent.cluster.sshd import Sshd, default_user, relay_command
 from simagent.config import Config, ConfigError
@@ -10,7 +10,13 @@ from simagent.engines import open_store, tell_of_store
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.wiring.life import open_end, open_terms
-from simagent.wiring.machine import open_cgroups, open_images, open_launchers, open_runtimes
+from simagent.wiring.machine import (
+    open_cgroups,
+    open_cloud,
+    open_images,
+    open_launchers,
+    open_runtimes,
+)
 from simagent.wiring.settings import settings
 from simagent.wiring.window import Watch
 from simagent.worker.cores import physical_cores
@@ -28,7 +34,6 @@ def open_member(config: Config) -> MemberAgent:
 
     Raises `ConfigError`.
     """
-
     if not Journals(config.state_dir).empty:
         raise ConfigError(
             f"role: an agent left tasks in {config.state_dir}, which a member does not carry on: "
@@ -60,13 +65,12 @@ def open_member(config: Config) -> MemberAgent:
 
 
 def _membership(config: Config) -> Membership:
-
     if config.cluster is None:
         raise ConfigError("cluster: a member needs the name of its cluster")
     cgroups, identity = open_cgroups(config), identify(config.state_dir, config.agent)
     launchers = open_launchers(config)
     limits = {"limits": "cgroup" if cgroups else "rlimits"}
-    cloud = choose(config.cloud, config.cloud_endpoint, SystemClock().wall)
+    cloud = open_cloud(config)
     clock = SystemClock()
     watch = Watch(config, clock)
     return Membership(
