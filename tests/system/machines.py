@@ -27,6 +27,7 @@ BOOTED = 60.0
 SETTINGS = "/etc/simagent/agent.toml"
 
 _DOCKERFILE = Path(__file__).parent / "machine" / "Dockerfile"
+_EQUIPPED = _DOCKERFILE.with_name("equipped.Dockerfile")
 _TRIES_EVERY = 0.1
 _T = TypeVar("_T")
 
@@ -44,7 +45,12 @@ class Machine(Host):
     """One machine; what it writes outlives reboots, but for /run and /tmp."""
 
     def boot(
-        self, image: str, *, disk_mb: int | None = None, folders: Mapping[Path, str] | None = None
+        self,
+        image: str,
+        *,
+        disk_mb: int | None = None,
+        folders: Mapping[Path, str] | None = None,
+        shared: Mapping[Path, str] | None = None,
     ) -> None:
         """Switch it on for the first time, and wait until it is up.
 
@@ -52,8 +58,11 @@ class Machine(Host):
             image: Of `Images`.
             disk_mb: The size of an own disk at /var/lib/simagent, which a reboot empties.
             folders: Of this host's, and where the machine has them, for reading alone.
+            shared: The same, for writing, too.
         """
         options = [*_OPTIONS]
+        for source, target in (shared or {}).items():
+            options.append(f"--volume={source}:{target}")
         if disk_mb is not None:
             options.append(f"--tmpfs=/var/lib/simagent:exec,mode=711,size={disk_mb}m")
         for source, target in (folders or {}).items():
@@ -173,30 +182,41 @@ class Images:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._made: dict[tuple[str, Path | None], str] = {}
+        self._made: dict[tuple[str, Path | None, bool], str] = {}
 
-    def of(self, suite: str, package: Path | None = None) -> str:
-        """Give the image of a machine with a release of Debian; with a package installed, too."""
-        if (suite, package) not in self._made:
+    def of(self, suite: str, package: Path | None = None, *, equipped: bool = False) -> str:
+        """Give the image of a machine with a release of Debian; with a package installed, too.
+
+        One that is ``equipped`` has docker.io and openssh-server, which are not enabled.
+        """
+        key = (suite, package, equipped)
+        if key not in self._made:
             with _alone():
-                made = self._installed(suite, package) if package else self._bare(suite)
-            self._made[suite, package] = made
-        return self._made[suite, package]
+                made = self._equipped(suite) if equipped else self._bare(suite)
+                self._made[key] = self._installed(made, package) if package else made
+        return self._made[key]
 
     def _bare(self, suite: str) -> str:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DOCKER_HOST", self._engine.host)
             make_debian(suite)
-        name = f"simagent/machine:{suite}"
-        # Packages are fetched the way the host does.
-        options = ["--network=host", f"--build-arg=SUITE={suite}", f"--tag={name}"]
-        self._engine.run("build", *options, str(_DOCKERFILE.parent), seconds=900)
-        return name
+        return self._build(_DOCKERFILE, "machine", suite)
 
-    def _installed(self, suite: str, package: Path) -> str:
-        name = f"simagent/machine-installed:{suite}"
+    def _equipped(self, suite: str) -> str:
+        self._bare(suite)
+        return self._build(_EQUIPPED, "machine-equipped", suite)
+
+    def _build(self, file: Path, name: str, suite: str) -> str:
+        tag = f"simagent/{name}:{suite}"
+        # Packages are fetched the way the host does.
+        options = ["--network=host", f"--build-arg=SUITE={suite}", f"--file={file}", f"--tag={tag}"]
+        self._engine.run("build", *options, str(file.parent), seconds=900)
+        return tag
+
+    def _installed(self, machine: str, package: Path) -> str:
+        name = machine.replace(":", "-installed:")
         # Without any network: the package brings all that it needs.
-        script = f"FROM {self._bare(suite)}\nCOPY {package.name} /\n"
+        script = f"FROM {machine}\nCOPY {package.name} /\n"
         script += f"RUN dpkg --force-unsafe-io --install /{package.name}\n"
         options = ["--network=none", f"--tag={name}", "--file=-"]
         with tempfile.TemporaryDirectory(dir=package.parent) as folder:
@@ -232,14 +252,17 @@ class Lab:
         *,
         name: str = "vm",
         package: Path | None = None,
+        equipped: bool = False,
         disk_mb: int | None = None,
         folders: Mapping[Path, str] | None = None,
+        shared: Mapping[Path, str] | None = None,
     ) -> Machine:
         """Boot a machine, with a package of simagent's installed or none."""
         machine = Machine(self._engine, name, self.network.name)
         self.machines.append(machine)
         self._end.callback(machine.remove)
-        machine.boot(self.images.of(suite, package), disk_mb=disk_mb, folders=folders)
+        image = self.images.of(suite, package, equipped=equipped)
+        machine.boot(image, disk_mb=disk_mb, folders=folders, shared=shared)
         return machine
 
     @property
