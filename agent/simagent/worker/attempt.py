@@ -278,6 +278,8 @@ class AttemptRun:
         attempt = self._attempt().with_(reason=ending.reason, message=ending.message)
         tail = "" if ending.outcome is Status.SUCCEEDED else stderr_tail(self._journal)
         self._holding.fix(ending, attempt, tail)
+        with suppress(OSError):  # else no harm is done that its own steps could not do
+            shut(self._journal)
         self._make_way()
         self._syncing.stop(_FLUSH_SECONDS)
         if self._checkpoints is not None:
@@ -288,8 +290,6 @@ class AttemptRun:
         output, attempt = self._publish(attempt)
         self._lease.end_quietly()
         self._holding.end(output, attempt)
-        with suppress(OSError):  # else no harm is done that its own steps could not do
-            shut(self._journal)
 
     def _make_way(self) -> None:
         """From now on others may begin here, and their commands go before what is left to do.
