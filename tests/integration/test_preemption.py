@@ -1,6 +1,7 @@
 """A cloud takes the machine away: what runs there is given back in time."""
 
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -185,6 +186,24 @@ def test_a_machine_that_goes_too_soon_counts_as_preempted_and_not_as_lost(rig: R
     assert (state.counters.preemptions, state.counters.losses) == (1, 0)
     assert state.attempts[0].reason == "preempted"
     assert "before it had given the task back" in (state.attempts[0].message or "")
+
+
+def test_a_machine_that_stays_after_all_has_an_agent_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = rig.submit("true")
+    with Metadata(clouds.gcp()) as server:
+        monkeypatch.setenv("SIMAGENT_CLOUD", "gcp")
+        monkeypatch.setenv("SIMAGENT_CLOUD_ENDPOINT", server.endpoint)
+        usual = dict(server.answers)
+        server.answers.update(goes("gcp", time.time() + 30))
+        assert rig.process("agent").wait(60) == 75  # that systemd starts it again for
+        assert rig.client.state(task).epoch == 0
+        server.answers.update(usual)
+        agent = rig.process("agent")
+        assert rig.finish(task).status == "succeeded"
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(20) == 0
 
 
 def test_a_metadata_server_that_hangs_keeps_nothing_from_running(rig: Rig) -> None:

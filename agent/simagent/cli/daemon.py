@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from simagent.cli.agentlog import to_stderr
 from simagent.cli.cluster_check import checking
-from simagent.cli.failures import CRASHED
+from simagent.cli.failures import CRASHED, TAKEN_AWAY
 from simagent.cli.leaving import INTERRUPTED, leave
 from simagent.cli.text import say
 from simagent.config import Config, ConfigError
@@ -91,6 +91,10 @@ class _Agent(Protocol):
     def interrupt(self, order: Interrupted) -> None:
         """End what runs, or leave it, as the order says."""
 
+    @property
+    def taken_away(self) -> bool:
+        """Whether it ends because the cloud takes the machine."""
+
 
 class _Daemon:
     """The agent, in a thread of its own: a call that hangs must not keep a signal waiting.
@@ -119,7 +123,7 @@ class _Daemon:
                         continue
                     self._abandon()
                 if what is None:
-                    return self._code
+                    return TAKEN_AWAY if self._agent.taken_away else self._code
                 if isinstance(what, BaseException):
                     log.error("the agent cannot go on", error=repr(what), exc_info=what)
                     Notifier().status(f"the agent could not go on: {what!r}")

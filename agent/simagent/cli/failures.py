@@ -16,6 +16,11 @@ from simagent.worker.identity import StateFolderInUseError
 from simagent.worker.notify import Notifier
 
 USAGE, FAILED, CRASHED = 2, 1, 70
+TAKEN_AWAY = 75
+"""Of an agent that the cloud takes the machine from: EX_TEMPFAIL of sysexits.h.
+
+systemd starts it again: if the machine stays after all, it works on, else it hears the notice anew.
+"""
 
 _USAGE = (ConfigError, UsageError, LaunchError)
 _EXPECTED = (

@@ -34,6 +34,7 @@ def start_companions(
         threads.start("drain", partial(drain.watch, ctx.clock, ended, changed, leave))
     if ctx.cloud is not None:
         notices = NoticeWatch(ctx.cloud, ctx.clock, leave)
+        notices.ask()  # what would have to be given back at once is not taken
         threads.start("notices", partial(notices.run, ended))
     if caretaker is not None:
         threads.start("caretaker", partial(caretaker.run, ended))

@@ -22,7 +22,7 @@ from simagent.worker.housekeeping import House
 from simagent.worker.newer import left_behind
 from simagent.worker.notify import Notifier
 from simagent.worker.observing import Observer
-from simagent.worker.orders import Detached, Interrupted, Preempted
+from simagent.worker.orders import Detached, Interrupted, Preempted, TakenAway
 from simagent.worker.queueing import Line
 from simagent.worker.receive import Judge
 from simagent.worker.reception import Reception
@@ -148,6 +148,11 @@ class Agent:
         notices = (*order, *self._newer.notices)
         role = "agent" if self._only is None else "run"
         return self._observer.look(stage, role=role, text=self._status(), notices=notices)
+
+    @property
+    def taken_away(self) -> bool:
+        """Whether it ends because the cloud takes the machine."""
+        return isinstance(self._order, TakenAway)
 
     def poke(self) -> None:
         """Look at everything again at once."""

@@ -27,7 +27,7 @@ from simagent.worker.membership import Membership
 from simagent.worker.notices import NoticeWatch
 from simagent.worker.notify import Notifier
 from simagent.worker.observing import DiskLook, Life, view_counts, view_engine
-from simagent.worker.orders import Detached, Interrupted, Preempted
+from simagent.worker.orders import Detached, Interrupted, Preempted, TakenAway
 from simagent.worker.registration import Registration
 from simagent.worker.sharing import verify
 from simagent.worker.snapshot import Snapshot, stage_of
@@ -141,6 +141,11 @@ class MemberAgent:
         self._draining = True
         self._wake.set()
 
+    @property
+    def taken_away(self) -> bool:
+        """Whether it ends because the cloud takes the machine."""
+        return isinstance(self._order, TakenAway)
+
     def interrupt(self, order: Interrupted) -> None:
         """Return soon: what runs is left to the next agent where the order lets go, else ended."""
         if not order.outweighs(self._order):
@@ -223,6 +228,7 @@ class MemberAgent:
         start("drain", partial(watch, self.interrupt))
         if member.cloud is not None:
             notices = NoticeWatch(member.cloud, member.clock, self.interrupt)
+            notices.ask()
             start("notices", partial(notices.run, self._ended))
         start("entrance", partial(self._entrance.serve, self._listener, self._ended))
         start("head", partial(self._watch.run, self._ended))

@@ -7,7 +7,7 @@ import structlog
 from simagent.domain.events import Event
 from simagent.ports.clock import Clock, Wake
 from simagent.ports.cloud import Cloud, CloudError, Notice
-from simagent.worker.orders import Preempted
+from simagent.worker.orders import TakenAway
 
 _SAFE_BEFORE = 20.0
 _LEAST = 8.0
@@ -23,36 +23,41 @@ class NoticeWatch:
     the time, but no more than these.
     """
 
-    def __init__(self, cloud: Cloud, clock: Clock, leave: Callable[[Preempted], None]) -> None:
+    def __init__(self, cloud: Cloud, clock: Clock, leave: Callable[[TakenAway], None]) -> None:
         self._cloud = cloud
         self._clock = clock
         self._leave = leave
         self._warned = False
         self._failing = False
+        self._pause = 0.0
+        self._over = False
 
     def run(self, stop: Wake) -> None:
         """Ask until ``stop`` is set, or until the machine is certain to go."""
-        pause = 0.0
-        while not self._clock.wait(pause, stop):
-            asked = self._clock.now()
-            pause = self._cloud.poll_every
-            try:
-                notice = self._cloud.notice()
-            except CloudError as error:
-                self._fail(error)
-                pause = _PAUSE_AFTER_FAILURE
-                continue
-            self._failing = False
-            if notice is None:
-                continue
-            if notice.certain:
-                self._tell(notice)
-                left = max(notice.left - _SAFE_BEFORE, min(notice.left / 3, _LEAST))
-                self._leave(Preempted(notice.what, asked + left, self._done))
-                return
-            if not self._warned:
-                self._warned = True
-                self._tell(notice)
+        while not self._over and not self._clock.wait(self._pause, stop):
+            self.ask()
+
+    def ask(self) -> None:
+        """Ask once, now."""
+        asked = self._clock.now()
+        try:
+            notice = self._cloud.notice()
+        except CloudError as error:
+            self._fail(error)
+            self._pause = _PAUSE_AFTER_FAILURE
+            return
+        self._failing = False
+        self._pause = self._cloud.poll_every
+        if notice is None:
+            return
+        if notice.certain:
+            self._over = True
+            self._tell(notice)
+            left = max(notice.left - _SAFE_BEFORE, min(notice.left / 3, _LEAST))
+            self._leave(TakenAway(notice.what, asked + left, self._done))
+        elif not self._warned:
+            self._warned = True
+            self._tell(notice)
 
     def _tell(self, notice: Notice) -> None:
         log.warning(

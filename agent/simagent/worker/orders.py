@@ -53,6 +53,10 @@ class Preempted(Interrupted):
         self.over = over
 
 
+class TakenAway(Preempted):
+    """The cloud takes the machine. If it stays after all, an agent is to work on it again."""
+
+
 class Detached(Interrupted):
     """The agent stops; the steps go on and the next incarnation attaches."""
 
