@@ -36,9 +36,9 @@ test: $(VENV)/ready-to-develop system-packages ## Run the tests, with coverage
 	@PATH="$(CURDIR)/$(BIN):$$PATH" \
 		pytest -n $(WORKERS) --ignore=tests/system --ignore=tests/fleet --ignore=tests/cluster --cov --cov-report=term $(PYTEST_ARGS)
 
-# Builds images, which takes minutes.
+# Builds images, which takes minutes. Much of the time is waiting for machines.
 test-system: $(VENV)/ready-to-develop ## Run simulators, machines with systemd, a disk in QEMU
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest tests/system $(PYTEST_ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n 2 --dist loadfile tests/system $(PYTEST_ARGS)
 
 # Takes minutes.
 test-fleet: $(VENV)/ready-to-develop ## Run fleets of agents on servers of S3 and SQS

@@ -9,6 +9,7 @@ from engines.dockerd import Engine
 from system import packages
 from system.machines import Images, Lab, machine_lab
 
+_MEASURED = "measured"
 _BUILDING = 1800
 """Seconds: where nothing was built yet, all packages are fetched."""
 
@@ -18,6 +19,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_BUILDING))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was measured."""
+    told = [
+        value
+        for report in terminalreporter.stats.get("passed", [])
+        if isinstance(report, pytest.TestReport)
+        for name, value in report.user_properties
+        if name == _MEASURED
+    ]
+    if told:
+        terminalreporter.section("measured")
+        for line in told:
+            terminalreporter.line(str(line))
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Note a line of figures, which are printed at the end."""
+    return lambda line: record_property(_MEASURED, line)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The Debian package of what is in the checkout, once for each release, and a newer one of it."""
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -21,7 +22,16 @@ class PackageError(Exception):
 
 
 def build(suite: str, engine: Engine) -> Path:
-    """See to the package for a release of Debian, built anew where its sources have changed."""
+    """See to the package for a release of Debian, built anew where its sources have changed.
+
+    Others who test wait for it: they would build the same.
+    """
+    with _BUILD.open() as script:
+        fcntl.flock(script, fcntl.LOCK_EX)
+        return _built(suite, engine)
+
+
+def _built(suite: str, engine: Engine) -> Path:
     note = _PACKAGES / f"{suite}.source"
     key = _fingerprint()
     if note.exists():

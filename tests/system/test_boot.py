@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,7 +122,7 @@ def vm(disk: Path, tmp_path: Path) -> Iterator[Vm]:
 
 
 def test_from_power_on_to_power_off_by_credentials(
-    vm: Vm, servers: Servers, lammps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vm: Vm, servers: Servers, lammps: Path, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
     (tmp_path / "in.melt").write_text(MELT)
     task = submit(servers, lammps, tmp_path, ["lmp", "-in", "in.melt"], inputs=["in.melt"])
@@ -144,26 +144,24 @@ def test_from_power_on_to_power_off_by_credentials(
     assert energies[0] == pytest.approx(energies[1], abs=0.01)  # it is conserved
     vm.goes_off(IDLE + GOES)
     off = time.monotonic() - began
-    with capsys.disabled():
-        print(
-            f"\nfrom power-on, emulated: ready {ready:.0f} s, first command {first:.0f} s, "
-            f"task over {ended:.0f} s, power off {off:.0f} s"
-        )
+    measured(
+        f"from power-on, emulated: ready {ready:.0f} s, first command {first:.0f} s, "
+        f"task over {ended:.0f} s, power off {off:.0f} s"
+    )
     said = vm.said()
     starts, active = (
         int(found[1]) / 1e6
         for name in ("InactiveExit", "ActiveEnter")
         if (found := re.search(rf"{name}TimestampMonotonic=(\d+)", said))
     )
-    with capsys.disabled():
-        print(f"the agent took {active - starts:.1f} s, {starts:.0f} s after the kernel")
+    measured(f"the agent took {active - starts:.1f} s, {starts:.0f} s after the kernel")
     assert re.search(r"EXT4-fs \(vda2\): resized filesystem", said), "its disk did not grow"
     assert "no unit has failed" in said, vm.told()
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in said
 
 
 def test_cloud_init_configures_it(
-    vm: Vm, servers: Servers, lammps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vm: Vm, servers: Servers, lammps: Path, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
     task = submit(servers, lammps, tmp_path, ["lmp", "-help"])
     began = time.monotonic()
@@ -179,8 +177,7 @@ def test_cloud_init_configures_it(
     assert (state.status, state.reason) == (Status.SUCCEEDED, None), vm.told()
     assert state.attempts[-1].agent.startswith("worker-7-")
     vm.goes_off(IDLE + GOES)
-    with capsys.disabled():
-        print(f"\nby cloud-init, from power-on, emulated: ready {ready:.0f} s")
+    measured(f"by cloud-init, from power-on, emulated: ready {ready:.0f} s")
 
 
 def test_no_identity_no_keys_no_logs_are_on_the_disk(disk: Path) -> None:
