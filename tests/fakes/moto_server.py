@@ -6,19 +6,22 @@
   `longest`.
 - Messages that are empty, or have characters that XML lacks, are refused.
 
-Who reads an object of S3's while it is replaced gets it whole. An Auto Scaling group at its least
-size does not get smaller.
+Who reads an object of S3's while it is replaced gets it whole. Of many who write one under a
+condition at the same time one wins: moto looks, and writes a moment later. An Auto Scaling group at
+its least size does not get smaller.
 """
 
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from moto import server
 from moto.autoscaling.exceptions import ValidationError
 from moto.autoscaling.models import AutoScalingBackend
 from moto.s3.models import FakeKey
+from moto.s3.responses import S3Response
 from moto.sqs import models
 from moto.sqs.exceptions import InvalidParameterValue, ReceiptHandleIsInvalid
 
@@ -32,6 +35,9 @@ delete = models.Queue.delete_message
 validate = models.SQSBackend._validate_message
 receive = models.SQSBackend.receive_message
 terminate = AutoScalingBackend.terminate_instance
+put = S3Response.put_object
+post = S3Response._key_response_post
+conditional = threading.RLock()
 
 
 def of_receipt(queue: Any, receipt: str) -> Any:
@@ -105,6 +111,18 @@ def keep(self: Any, garbage: bool = False) -> None:
     self.disposed = True
 
 
+def one_wins(write: Callable[..., Any]) -> Callable[..., Any]:
+    """Let one condition at a time be looked at and written on."""
+
+    def alone(self: Any, *args: Any, **more: Any) -> Any:
+        if not any(self.headers.get(name) for name in ("If-Match", "If-None-Match")):
+            return write(self, *args, **more)
+        with conditional:
+            return write(self, *args, **more)
+
+    return alone
+
+
 def strict_terminate(self: Any, instance_id: str, should_decrement: bool) -> Any:
     groups = self.autoscaling_groups.values()
     of = [g for g in groups if instance_id in (s.instance.id for s in g.instance_states)]
@@ -130,6 +148,8 @@ if __name__ == "__main__":
         (models.SQSBackend, "is_message_valid_based_on_retention_period", retained),
         (models.SQSBackend, "change_message_visibility", strict_change),
         (FakeKey, "dispose", keep),
+        (S3Response, "put_object", one_wins(put)),
+        (S3Response, "_key_response_post", one_wins(post)),
         (AutoScalingBackend, "terminate_instance", strict_terminate),
         # Asked for with each look at each message.
         (models, "unix_time_millis", lambda: time.time() * 1000),

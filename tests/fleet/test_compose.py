@@ -344,7 +344,7 @@ def test_an_agent_that_cannot_start_says_why(docker_engine: Engine, agent_image:
         finally:
             fleet.compose("down")
     assert done.returncode == 1
-    assert "simagent: /fleet/agents/1/lock: Is a directory\n" in done.stderr
+    assert "/fleet/agents/1/lock: Is a directory: mend that" in done.stderr
     assert done.stderr.endswith("agent-1 does not start: above is its log\n")
 
 

@@ -58,6 +58,7 @@ class StateFolderError(OSError):
     """The state folder cannot be written to; the message says why, and what to do."""
 
     def __init__(self, path: Path, error: OSError) -> None:
+        what = f"{error.filename}: " if error.filename not in {None, str(path)} else ""
         why = {
             errno.EROFS: "it is on a file system that is read-only: mount it for writing",
             errno.EACCES: f"uid {os.geteuid()} may not write there: chown it to that",
@@ -65,7 +66,7 @@ class StateFolderError(OSError):
             errno.EDQUOT: "its disk quota is used up: free some of it",
             errno.ENOTDIR: "there is a file in its place, or above it: remove that",
             errno.EEXIST: "there is a file in its place: remove that",
-        }.get(error.errno or 0, f"{error.strerror or error}: mend that")
+        }.get(error.errno or 0, f"{what}{error.strerror or error}: mend that")
         super().__init__(f"state_dir: {path}: {why}, or name another --state-dir")
 
 
