@@ -57,11 +57,11 @@ def test_several_mistakes_are_one_status(tmp_path: Path) -> None:
         assert service.status == " ".join(x.removeprefix("simagent: ") for x in service.lines)
 
 
-def test_a_settings_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_a_settings_file_that_is_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "agent.toml"
-    folder.mkdir()  # root may read any file, but no folder
+    folder.mkdir()
     with Service(tmp_path, "agent", "--config", folder) as service:
-        refused(service, 2, "agent.toml does not exist")
+        refused(service, 2, "agent.toml is not a file")
 
 
 def test_two_agents_on_one_state_folder(tmp_path: Path) -> None:
