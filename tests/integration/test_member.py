@@ -241,7 +241,9 @@ def test_a_member_that_is_taken_away_tells_its_head_and_ends_in_time(lab: Member
             assert "AWS is going to terminate" in departs.why
             assert 0 < departs.left <= 9.0
             assert lab.process is not None
-            assert lab.process.wait(30) == 0
+            assert (
+                lab.process.wait(30) == 75
+            )  # for systemd to start it again, should the machine stay
             assert time.monotonic() - began < 5.0 + 9.0 + 3.0, "it asks every five seconds"
             assert not alive(pid)
     assert lab.record() is None, "its head is not to look for it any more"
