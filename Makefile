@@ -105,7 +105,7 @@ deb: $(if $(RELEASE),$(VENV)/ready-to-develop) ## Build the Debian package, in b
 # What vm/build.sh tells of can be set: make vm-image DOCKER=yes IMAGES="lammps.sif"
 VM_SUITE := $(or $(SUITE),trixie)
 vm-image: $(VENV)/ready-to-develop vm-tools ## Build a disk that boots, with the agent, in build/vm
-	@package=$$(make --no-print-directory deb RELEASE=$(VM_SUITE)) || { echo "$$package" >&2; exit 1; }; \
+	@package=$$($(MAKE) --no-print-directory deb RELEASE=$(VM_SUITE)) || { echo "$$package" >&2; exit 1; }; \
 		AGENT="$$(echo "$$package" | tail -n 1)" SUITE=$(VM_SUITE) vm/build.sh
 
 vm-tools: ## Install what that needs, and QEMU

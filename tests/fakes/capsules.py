@@ -4,7 +4,6 @@ import codecs
 import os
 import pickle
 import shutil
-import signal
 import sys
 import tempfile
 import traceback
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from fakes.steps import Folder
+from fakes.steps import Folder, none_left
 from simagent.ports.runtime import Mount, Sandbox, StepPlan
 from simagent.runtimes.apptainer import ApptainerRuntime
 from simagent.runtimes.process import ProcessRuntime
@@ -83,10 +82,7 @@ def capsule_of_a_test(image: Path, user: tuple[int, int]) -> Iterator[Capsule]:
     """Make one as `capsule` does, and see at the end that no process of it is left."""
     with capsule(image, user) as made:
         yield made
-        left = made.marked()
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        assert left == [], "the test left processes behind"
+        none_left(made.marked())
 
 
 def as_user(user: tuple[int, int], call: Callable[[], T]) -> T:

@@ -50,6 +50,13 @@ def end_commands(task: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def none_left(pids: list[int]) -> None:
+    """End processes that should be gone by now, and fail where there are any."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert pids == [], "the test left processes behind"
+
+
 @dataclass
 class Folder:
     """An attempt's folder, its runtime, and short ways to run things in it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fakes.rig import Rig
-from fakes.steps import LIMIT, Folder, alive, until
+from fakes.steps import LIMIT, Folder, alive, none_left, until
 from simagent import shim
 from simagent.domain.reasons import Reason
 from simagent.ports.runtime import StepLimits
@@ -50,10 +50,7 @@ print(count, flush=True)
 def folder(tmp_path: Path) -> Iterator[Folder]:
     folder = Folder(tmp_path, ProcessRuntime())
     yield folder
-    left = folder.marked()
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == [], "the test left processes behind"
+    none_left(folder.marked())
 
 
 @pytest.fixture

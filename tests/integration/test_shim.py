@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fakes.steps import LIMIT, Folder, alive, until
+from fakes.steps import LIMIT, Folder, alive, none_left, until
 from simagent import shim
 from simagent.ports.runtime import StepPlan
 from simagent.runtimes.process import ProcessRuntime
@@ -22,10 +22,7 @@ from simagent.runtimes.process import ProcessRuntime
 def folder(tmp_path: Path) -> Iterator[Folder]:
     folder = Folder(tmp_path, ProcessRuntime())
     yield folder
-    left = folder.marked()
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == [], "the test left processes behind"
+    none_left(folder.marked())
 
 
 def record(folder: Folder, kind: str) -> dict[str, Any]:

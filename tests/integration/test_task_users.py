@@ -15,7 +15,7 @@ import pytest
 
 from fakes.memberlab import MemberLab, wait_for
 from fakes.rig import Rig
-from fakes.steps import LIMIT, PATH, Folder, until
+from fakes.steps import LIMIT, PATH, Folder, none_left, until
 from simagent.cluster.connection import Connection
 from simagent.cluster.messages import Exited, Refused
 from simagent.config import ConfigError
@@ -59,10 +59,7 @@ def open_folder() -> Iterator[Path]:
 def folder(open_folder: Path) -> Iterator[Folder]:
     folder = Folder(open_folder, ProcessRuntime())
     yield folder
-    left = folder.marked()
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == [], "the test left processes behind"
+    none_left(folder.marked())
 
 
 @pytest.fixture

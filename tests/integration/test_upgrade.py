@@ -16,12 +16,13 @@ import pytest
 from fakes.rig import Rig
 from simagent.domain.keys import TaskKeys
 from simagent.worker.identity import boot_id
-from simagent.worker.journal import Journals
+from simagent.worker.journal import ARTIFACTS, Journals
 from simagent.worker.statussocket import NoAnswerError, ask
 
 RELEASED = Path(__file__).parent / "released"
 """State folders and stores as agents of released versions left them: a command had ended while none
-was there. `@STATE_DIR@` and `@BOOT_ID@` stand for what differs from run to run."""
+was there. `@STATE_DIR@` and `@BOOT_ID@` stand for what differs from run to run, `@ARTIFACTS@`
+for where its commands work."""
 TASK = "01M800000000000000000FIRST"
 
 
@@ -36,6 +37,7 @@ def lay(version: str, folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix != ".zip":
             text = path.read_text().replace("@STATE_DIR@", str(folder / "state"))
+            text = text.replace("@ARTIFACTS@", ARTIFACTS)
             path.write_text(text.replace("@BOOT_ID@", boot_id()))
     (folder / "store" / ".simagent").mkdir()  # by which a store is told from an empty folder
 

@@ -3,9 +3,25 @@
 import threading
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Self
 
 
-class Count(StrEnum):
+class Described(StrEnum):
+    """Names of metrics, each with what it means and the labels that it has."""
+
+    explanation: str
+    labels: tuple[str, ...]
+
+    def __new__(cls, code: str, explanation: str = "", labels: str = "") -> Self:
+        """Attach the explanation and the names of the labels to the name."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.explanation = explanation
+        member.labels = tuple(labels.split())
+        return member
+
+
+class Count(Described):
     """What is counted. Names are those of Prometheus, without `simagent_` and `_total`."""
 
     ATTEMPTS_CLAIMED = "attempts_claimed", "Tasks that the agent took."
@@ -31,17 +47,6 @@ class Count(StrEnum):
         "queue_call_failures",
         "Calls that the queue did not answer, or refused.",
     )
-
-    explanation: str
-    labels: tuple[str, ...]
-
-    def __new__(cls, code: str, explanation: str = "", labels: str = "") -> "Count":
-        """Attach the explanation and the names of the labels to the name."""
-        member = str.__new__(cls, code)
-        member._value_ = code
-        member.explanation = explanation
-        member.labels = tuple(labels.split())
-        return member
 
 
 Counted = tuple[Count, tuple[str, ...]]

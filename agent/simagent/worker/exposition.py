@@ -5,19 +5,18 @@ The library keeps collectors of its own for the whole process; none of them is u
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from simagent.telemetry.tally import Count
+from simagent.telemetry.tally import Count, Described
 from simagent.worker.snapshot import Snapshot, Source, Stage
 
 PREFIX = "simagent_"
 
 
-class Gauge(StrEnum):
+class Gauge(Described):
     """What is measured; names are those of Prometheus, without `simagent_`."""
 
     BUILD_INFO = "build_info", "Always 1: what runs.", "version python journal_format"
@@ -47,17 +46,6 @@ class Gauge(StrEnum):
     )
     TASK_CPU = "task_cpu_cores", "Cores that a task's processes here use.", "project task"
     TASK_MEMORY = "task_memory_bytes", "Memory that they use.", "project task"
-
-    explanation: str
-    labels: tuple[str, ...]
-
-    def __new__(cls, code: str, explanation: str = "", labels: str = "") -> "Gauge":
-        """Attach the explanation and the names of the labels to the name."""
-        member = str.__new__(cls, code)
-        member._value_ = code
-        member.explanation = explanation
-        member.labels = tuple(labels.split())
-        return member
 
 
 Measured = tuple[Gauge, tuple[str, ...], float]
