@@ -188,10 +188,3 @@ def _scheme(url: str) -> str:
 
 def _path(url: str) -> Path:
     return Path(unquote(urlsplit(url).path))
-
-
-def tell_of_store(why: str) -> None:
-    """Log that the store cannot be used yet."""
-    import structlog
-
-    structlog.get_logger().warning("the store cannot be used yet", error=why)

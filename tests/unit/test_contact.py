@@ -99,6 +99,15 @@ def test_what_a_caller_raises_while_it_reads_is_no_outage(world: World) -> None:
     assert world.contact.met().failing is None
 
 
+def test_a_failure_from_before_is_an_outage_as_any(world: World) -> None:
+    world.contact.failed("the store is away")
+    world.clock.advance(5)
+    assert world.contact.met() == Met(failing=5, error="the store is away")
+    assert world.sum(Count.STORE_CALLS) == world.sum(Count.STORE_CALL_FAILURES) == 1
+    world.store.put("a", b"1")
+    assert world.contact.met() == Met(answered=0)
+
+
 def test_calls_to_a_queue_are_noted_too() -> None:
     clock, tally = FakeClock(), Tally()
     faults = Faults(clock)

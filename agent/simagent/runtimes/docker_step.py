@@ -122,14 +122,15 @@ class DockerStep:
         return [process.pid for process in self._tree()]
 
     def _tree(self) -> list[shim.Process]:
-        if self._found is None or self._over.is_set():
+        seen = self._found  # its watcher takes it away at any moment
+        if seen is None or self._over.is_set():
             return []
-        first = self._found["State"]["Pid"]
+        first = seen["State"]["Pid"]
         found = shim.descendants(first)
         # Only now: the number may have gone to another process since.
         try:
             with open(f"/proc/{first}/cgroup", encoding="utf-8") as file:
-                return found if self._found["Id"] in file.read() else []
+                return found if seen["Id"] in file.read() else []
         except OSError:
             return []
 
@@ -147,8 +148,8 @@ class DockerStep:
         return {fd for fd, _ in poller.poll(poll_timeout(timeout))}
 
     def _look_at_usage(self) -> None:
-        tree = self._tree()
-        first = [self._found["State"]["Pid"]] if tree and self._found is not None else []
+        seen, tree = self._found, self._tree()
+        first = [seen["State"]["Pid"]] if tree and seen is not None else []
         self._usage.look([*first, *(process.pid for process in tree)])
 
     def _watch(self) -> None:

@@ -71,6 +71,12 @@ class Contact:
             raise
         self._note("")
 
+    def failed(self, error: str) -> None:
+        """Note a call that was made before calls were noted, and failed."""
+        self._tally.add(self._calls)
+        self._tally.add(self._failures)
+        self._note(error)
+
     def met(self) -> Met:
         """Tell how it stands."""
         now = self._clock.now()

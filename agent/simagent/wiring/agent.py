@@ -5,7 +5,7 @@ from dataclasses import replace
 from simagent.clouds.choice import facts
 from simagent.config import Config
 from simagent.domain.keys import TaskKeys
-from simagent.engines import open_queue, open_store, tell_of_store
+from simagent.engines import open_queue, open_store
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.wiring.head import open_head
@@ -67,7 +67,7 @@ def open_context(config: Config, *, own_task: bool = False) -> Context:
     doubts: list[str] = []
     store = watch.store(open_store(config, existing=existing, prove=True, told=doubts.append))
     for why in doubts:
-        tell_of_store(why)
+        watch.doubt(why)
     # What it renews was claimed there.
     lease_ledger = Ledger(watch.store(open_store(config, existing=True, lease=True)))
     return Context(

@@ -6,7 +6,7 @@ from simagent.clouds.choice import facts
 from simagent.cluster.entrance import Entrance, EntranceError
 from simagent.cluster.sshd import Sshd, default_user, relay_command
 from simagent.config import Config, ConfigError
-from simagent.engines import open_store, tell_of_store
+from simagent.engines import open_store
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.wiring.life import open_end, open_terms
@@ -76,7 +76,7 @@ def _membership(config: Config) -> Membership:
     return Membership(
         cluster=config.cluster,
         # With short timeouts: what is read of the head is to be of now.
-        ledger=Ledger(watch.store(open_store(config, lease=True, told=tell_of_store))),
+        ledger=Ledger(watch.store(open_store(config, lease=True))),
         clock=clock,
         times=config.times,
         identity=replace(identity, machine={**identity.machine, **limits, **facts(cloud)}),

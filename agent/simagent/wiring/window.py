@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Literal
 
+import structlog
+
 from simagent.config import Config
 from simagent.ports.clock import Clock, SystemClock
 from simagent.ports.queue import Queue
@@ -63,6 +65,11 @@ class Watch:
     def store(self, store: Store) -> Store:
         """Note the calls to the store, by any of its clients."""
         return WatchedStore(store, self._store)
+
+    def doubt(self, why: str) -> None:
+        """Note, and log, that the store did not answer when it was opened."""
+        self._store.failed(why)
+        structlog.get_logger().warning("the store cannot be used yet", error=why)
 
     def queue(self, queue: Queue) -> Queue:
         """Note the calls to the queue."""
