@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes.clock import FakeClock
+from fakes.descriptors import none_left
 from simagent.config_urls import check_listen
 from simagent.ports.clock import SystemClock, Wake
 from simagent.telemetry.tally import Count
@@ -394,6 +396,24 @@ def test_who_connects_and_says_nothing_keeps_nobody_waiting() -> None:
         assert server.address is not None
         with socket.create_connection(server.address):
             assert "simagent_slots" in fetch(f"{url}/metrics")[1]
+
+
+def test_metrics_wait_for_a_file_descriptor_without_keeping_a_core_busy() -> None:
+    server = MetricServer("127.0.0.1", 0, SystemClock(), lambda: FULL)
+    with running(server.run):
+        url = listening(server)
+        assert server.address is not None
+        with socket.socket() as asking:
+            asking.settimeout(10)
+            with none_left():
+                asking.connect(server.address)
+                used = time.process_time()
+                SystemClock().wait(1.0)
+                used = time.process_time() - used
+            asking.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert asking.recv(100).startswith(b"HTTP/1.0 200")
+        assert "simagent_slots" in fetch(f"{url}/metrics")[1]
+    assert used < 0.1
 
 
 def test_a_port_that_is_taken_is_told_and_tried_again() -> None:

@@ -14,6 +14,8 @@ from simagent.worker.exposition import Exposition
 from simagent.worker.snapshot import Source
 
 _AGAIN = 30.0
+_PAUSE = 0.5
+"""Seconds after a connection that could not be taken: it is still there, and ready."""
 _ANSWER_WITHIN = 5.0
 _MOST_AT_A_TIME = 8
 
@@ -57,6 +59,8 @@ class MetricServer:
                         self.address = None
                         return
                     server.handle_request()
+                    if server.starved:
+                        self._clock.wait(_PAUSE, stop)
 
     def _listen(self) -> "_Server":
         found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
@@ -83,6 +87,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, family: socket.AddressFamily, address: Any, exposition: Exposition) -> None:
         self.address_family = family
         self.exposition = exposition
+        self.starved = False
+        """Whether the last connection could not be taken: there are no more files."""
         self._free = threading.BoundedSemaphore(_MOST_AT_A_TIME)
         super().__init__(address, _Handler)
 
@@ -93,12 +99,23 @@ class _Server(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = "", int(self.server_address[1])
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection. Raises OSError."""
+        self.starved = True
+        taken = super().get_request()
+        self.starved = False
+        return taken
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread; who comes when there are many is sent away."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # there are no more threads
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer."""
