@@ -86,7 +86,7 @@ class Wake:
 
     def is_set(self) -> bool:
         """Tell whether a wait would return at once."""
-        return bool(select.select([self._fd], [], [], 0)[0])
+        return SystemClock().wait(0.0, self)
 
     def __del__(self) -> None:
         os.close(self._fd)

@@ -50,13 +50,22 @@ class _Helper:
         with suppress(OSError):  # what was not sent to a dead process
             self._requests.close()
         self._answers.close()
-        process = os.pidfd_open(self._process.pid)
+        if not self._ended():
+            self._process.kill()
+        self._process.wait()
+
+    def _ended(self) -> bool:
+        """Wait for its end, for some seconds; not where no file descriptor is left for that."""
         try:
-            if not select.select([process], [], [], _EXIT_SECONDS)[0]:
-                self._process.kill()
+            process = os.pidfd_open(self._process.pid)
+        except OSError:
+            return False
+        try:
+            poller = select.poll()
+            poller.register(process, select.POLLIN)
+            return bool(poller.poll(_EXIT_SECONDS * 1000))
         finally:
             os.close(process)
-        self._process.wait()
 
 
 _Slot = _Helper | Literal["start", "here"]

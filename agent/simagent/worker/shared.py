@@ -5,7 +5,6 @@ itself when the server is back.
 """
 
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import IO
 import structlog
 
 from simagent.cluster import holder
+from simagent.ports.clock import SystemClock
 from simagent.transfer import removal
 
 WITHIN = 20.0
@@ -56,7 +56,7 @@ def held(base: Path, name: str, token: str) -> Iterator[None]:
 
 
 def _answer(stdout: IO[bytes], base: Path) -> int:
-    if not select.select([stdout], [], [], WITHIN)[0]:
+    if not SystemClock().wait(WITHIN, stdout):
         raise _stalled(base.parent.parent)
     line = stdout.readline().strip()
     if not line:
