@@ -88,17 +88,17 @@ class Roster:
 
     def members(self) -> list[Member]:
         """List who lives and can take part, by the names of their hosts."""
-        found = [
-            seen.record for seen in self._seen.values() if seen.record and not self._amiss(seen)
-        ]
+        known = [(seen.record, self._amiss(seen)) for seen in self._seen.values()]
+        found = [record for record, why in known if record is not None and not why]
         return sorted(found, key=lambda member: (member.host, member.agent))
 
     def amiss(self) -> dict[str, str]:
         """Tell of each member that cannot take part why, by the name of its host."""
         troubles = {}
         for seen in self._seen.values():
-            if seen.record and (why := self._amiss(seen)):
-                troubles[seen.record.host] = why
+            record = seen.record  # it may be gone at the next look, by another thread
+            if record is not None and (why := self._amiss(seen)):
+                troubles[record.host] = why
         return troubles
 
     def find(self, agent: str) -> Member | None:
@@ -129,7 +129,8 @@ class Roster:
             return f"its agent has been silent for {now - seen.since:.0f} s"
         if now < seen.doubted:
             return seen.why
-        return seen.record.trouble if seen.record else ""
+        record = seen.record
+        return record.trouble if record is not None else ""
 
     def _read(self, key: str, seen: _Seen) -> None:
         try:

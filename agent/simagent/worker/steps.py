@@ -90,7 +90,8 @@ class StepRunner:
 
     def samples(self) -> list[Sample]:
         """Take away the samples of the other hosts of the step since the last call."""
-        return self._beside.take_samples() if self._beside is not None else []
+        beside = self._beside  # the next step has others, or none
+        return beside.take_samples() if beside is not None else []
 
     def run(self) -> Ending:
         """Run all steps; the first that fails ends them.
