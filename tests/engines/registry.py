@@ -5,11 +5,11 @@ import subprocess
 import time
 from pathlib import Path
 from shutil import which
-from socket import create_server
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from engines.dockerd import Engine
+from engines.ports import free_port
 
 USER, PASSWORD = "tester", "right-password"
 """Whom a registry with logins lets in."""
@@ -29,8 +29,7 @@ class Registry:
     """A registry with its images in ``folder``; with ``login`` only a known user may read."""
 
     def __init__(self, folder: Path, *, login: bool = False) -> None:
-        with create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.folder = folder
         self._login = login
         self._process: subprocess.Popen[bytes] | None = None
@@ -45,7 +44,7 @@ class Registry:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the registry does not start:\n{log.read_text()[-2000:]}")

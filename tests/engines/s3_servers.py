@@ -8,11 +8,11 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from socket import create_server
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from engines.daemons import Daemon, as_root, missing_of
+from engines.ports import free_port
 
 _SCRIPTS = Path(__file__).parents[1] / "env"
 ROOTS = Path(__file__).parents[2] / "build" / "engines" / "roots"
@@ -64,12 +64,12 @@ class S3Server:
         """Start it, if it does not run yet; return when it answers.
 
         Raises:
-            EngineError: It does not within a minute.
+            EngineError: It does not within three minutes.
         """
         inside = self.folder / "inside"
         inside.mkdir(parents=True, exist_ok=True)
         if not self._daemon.runs():
-            ports = _free_ports(self.kind.ports)
+            ports = [str(free_port()) for _ in range(self.kind.ports)]
             (self.folder / "ports").write_text(" ".join(ports))
             # It ignores SIGTERM itself; with it all others of its namespace are killed.
             self._daemon.launch(
@@ -93,12 +93,3 @@ class S3Server:
         """End it and remove its folder."""
         self._daemon.end(signal.SIGKILL)
         as_root("rm", "-rf", str(self.folder))
-
-
-def _free_ports(count: int) -> list[str]:
-    held = [create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [str(each.getsockname()[1]) for each in held]
-    finally:
-        for each in held:
-            each.close()

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from socket import create_server
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+
+from engines.ports import free_port
 
 REGION = "eu-west-1"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtesttest"}
@@ -50,8 +51,7 @@ def moto(aws_credentials: None) -> Iterator[Moto]:
 @contextmanager
 def moto_server(address: str = "127.0.0.1") -> Iterator[Moto]:
     """Run a server, for who changes more of it than its own buckets and queues."""
-    with create_server((address, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port(address)
     endpoint = f"http://{address}:{port}"
     program = Path(__file__).with_name("moto_server.py")
     # -P: fakes stand beside it with names of the standard library.
@@ -65,7 +65,7 @@ def moto_server(address: str = "127.0.0.1") -> Iterator[Moto]:
             stderr=log,
         )
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not _answers(endpoint):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import pytest
 
 from engines.dockerd import Engine
+from engines.ports import free_port
 from engines.shared import STATE
 
 pytestmark = pytest.mark.timeout(600)  # the first one builds the image
@@ -136,11 +136,6 @@ class Fleet:
             for kind in kinds
             for line in self.engine.run(*kind, "--quiet", "--filter", ours).stdout.split()
         ]
-
-
-def free_port() -> int:
-    with create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def until(met: Callable[[], object], seconds: float = 60) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.ports import free_port
 from fakes.member_agents import FakeMember
 from fakes.steps import alive, until
 from simagent import shim
@@ -53,13 +54,6 @@ def account() -> Iterator[pwd.struct_passwd]:
     subprocess.run(add, check=True, env={"PATH": PATH})
     yield pwd.getpwnam(name)
     subprocess.run(["userdel", name], check=True, env={"PATH": PATH}, capture_output=True)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @dataclass

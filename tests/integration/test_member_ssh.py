@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import site
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 import simagent
+from engines.ports import free_port
 from fakes.memberlab import MemberLab, pid_in, wait_for
 from fakes.steps import alive
 from simagent.cluster.calls import ask
@@ -61,10 +61,7 @@ def python_of_all() -> tuple[str, ...]:
 def lab(user: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemberLab]:
     folder = Path(tempfile.mkdtemp(prefix="simagent-test-"))
     folder.chmod(0o755)  # for the user who is let in, as /var/lib is
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    lab = MemberLab(folder, ssh_port=port, ssh_user=user)
+    lab = MemberLab(folder, ssh_port=free_port(), ssh_user=user)
     lab.python = python_of_all()
     # It has the packages of this one, and none of its own, which may not go together with them.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([AGENT, *site.getsitepackages()]))

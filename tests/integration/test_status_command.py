@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from engines.ports import free_port
 from fakes.rig import Rig, kill9
 from simagent.domain.keys import TaskKeys
 from simagent.worker.statussocket import NoAnswerError, ask
@@ -192,8 +193,7 @@ def test_of_a_run(rig: Rig) -> None:
 
 
 def test_prometheus_is_told_the_same(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("SIMAGENT_METRICS_LISTEN", str(port))
     process = rig.process()
     try:
