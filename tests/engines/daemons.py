@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-READY = 60.0
-"""Seconds a daemon may take to start, or to end."""
+READY = 180.0
+"""Seconds a daemon may take to start, or to end: Ceph RGW takes 13 where nothing else runs."""
 
 # Daemons stand in sbin, which is not on everybody's PATH.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])

@@ -58,7 +58,7 @@ class Engine:
         """Start what does not run yet; return when the engine answers.
 
         Raises:
-            EngineError: It does not within a minute.
+            EngineError: It does not within three minutes.
         """
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.data.mkdir(parents=True, exist_ok=True)

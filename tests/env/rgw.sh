@@ -56,6 +56,6 @@ ceph auth get-or-create osd.0 mon 'allow profile osd' osd 'allow *' -o /var/lib/
 ceph-osd -i 0 --mkfs --osd-uuid "$disk"
 ceph-osd -i 0
 
-timeout 60 radosgw-admin user create --uid test --display-name test \
+timeout 180 radosgw-admin user create --uid test --display-name test \
     --access-key test --secret-key testtesttest >/dev/null
 exec radosgw -f -n client.admin --keyring $keys

@@ -26,7 +26,7 @@ from simagent.ports.store import (
 from simagent.stores.s3 import S3Store
 from simagent.stores.s3_calls import Access, connect
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 MEGABYTE = 1 << 20
 

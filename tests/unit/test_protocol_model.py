@@ -213,7 +213,7 @@ def _silence() -> Iterator[None]:
     structlog.configure(**before)
 
 
-@pytest.mark.timeout(0 if DEEP else 120)
+@pytest.mark.timeout(0 if DEEP else 600)
 def test_the_promise_is_kept_whatever_happens() -> None:
     run_state_machine_as_test(Protocol, settings=LONG if DEEP else QUICK)
 
