@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,24 @@ class Cli:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    @contextmanager
+    def agent(self) -> Iterator[None]:
+        """Run an agent beside; its log goes to a file, which no number of tasks fills as a pipe."""
+        with (self.folder / "agent.log").open("wb") as log:
+            process = subprocess.Popen(
+                [COMMAND, "agent"],
+                cwd=self.folder,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
 
     def submit(self, text: str, *args: str) -> str:
         return self("submit", "-", *args, stdin=text).stdout.strip()

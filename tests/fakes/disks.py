@@ -53,7 +53,7 @@ def stalled_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["mksquashfs", folder, image, "-quiet"], capture_output=True, check=True)
         server = subprocess.Popen(["squashfuse", "-f", image, folder], stderr=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not os.path.ismount(folder) and server.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

@@ -62,7 +62,7 @@ class FakeMember:
 
     @property
     def running(self) -> list[str]:
-        return [entry for entry, process in self.entries.items() if process.poll() is None]
+        return [entry for entry, process in [*self.entries.items()] if process.poll() is None]
 
     def _accept(self, listener: socket.socket, stop: threading.Event) -> None:
         with listener:

@@ -120,7 +120,7 @@ class MemberLab:
         drain = [sys.executable, "-m", "simagent", "drain", "--wait"]
         subprocess.run(drain, env=env, check=True, timeout=60, stdout=subprocess.DEVNULL)
         assert self.process is not None
-        assert self.process.wait(10) == 0
+        assert self.process.wait(LIMIT) == 0
 
     def end(self) -> None:
         """End the agent, and all that is left of its runs; fail where something is."""

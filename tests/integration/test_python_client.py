@@ -40,10 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     cli.env["SIMAGENT_SLOTS"] = "2"
     (cli.folder / "case").mkdir()
     (cli.folder / "case" / "mesh.txt").write_text("4 cells\n")
-    with cli.start("agent") as agent:
+    with cli.agent():
         yield cli
-        agent.terminate()
-        agent.communicate(timeout=30)
 
 
 @pytest.fixture

@@ -31,10 +31,8 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     (cli.folder / "case").mkdir()
     (cli.folder / "case" / "run.sh").write_text("echo mean of 3 numbers: 2 | tee mean.txt\n")
     (cli.folder / "task.toml").write_text('name = "of the file"\ncommands = ["true"]\n')
-    with cli.start("agent") as agent:
+    with cli.agent():
         yield cli
-        agent.terminate()
-        agent.communicate(timeout=30)
 
 
 def test_examples_are_found() -> None:
