@@ -122,7 +122,7 @@ class Rig:
         argv = [sys.executable, "-m", "simagent", "agent", *options]
         return subprocess.Popen(argv, env=environment)
 
-    def finish(self, task: TaskKeys, seconds: float = 30.0) -> State:
+    def finish(self, task: TaskKeys, seconds: float = 60.0) -> State:
         """Wait for the task's end."""
         return self.until(lambda: self.ended(task), seconds)
 
@@ -134,7 +134,7 @@ class Rig:
         state = self.client.state(task)
         return state if state.status == "running" else None
 
-    def until(self, look: Callable[[], _T | None], seconds: float = 30.0) -> _T:
+    def until(self, look: Callable[[], _T | None], seconds: float = 60.0) -> _T:
         """Look until there is something to see."""
         deadline = time.monotonic() + seconds
         pause = threading.Event()
