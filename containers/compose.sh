@@ -62,7 +62,7 @@ container_of() {
 wait_for() { # SERVICE
     local id
     id=$("${compose[@]}" ps --all --quiet "$1")
-    for ((seconds = 0; seconds < 30; seconds++)); do
+    for ((seconds = 0; seconds < 120; seconds++)); do
         case $(docker inspect --format '{{.State.Health.Status}} {{.RestartCount}}' "$id") in
         healthy*) return 0 ;;
         *[3-9]) break ;; # and each time it failed at once
