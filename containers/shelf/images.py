@@ -12,6 +12,8 @@ from shelf.model import ROOT, Simulator
 MPI_OF_DEBIAN = {"trixie": "5.0.7", "bookworm": "4.1.4"}
 """Debian's Open MPI, by release."""
 
+_BASE = ROOT / "base" / "Dockerfile"
+
 # Many times as fast as the default, for a few percent more bytes.
 _FAST = ("--mksquashfs-args", "-comp zstd -Xcompression-level 1")
 
@@ -52,12 +54,14 @@ def make_debian(suite: str) -> None:
     Raises:
         BuildError: None of these.
     """
-    image = f"debian:{suite}-slim"
-    if not _exists(image):
-        try:
-            _run("docker", "pull", "--quiet", image)
-        except BuildError:
-            _run(str(ROOT / "base-image.sh"), suite)
+    image, script = f"debian:{suite}-slim", ROOT / "base-image.sh"
+    # A second one would be another image, upon which all would be built anew.
+    with _alone(script):
+        if not _exists(image):
+            try:
+                _run("docker", "pull", "--quiet", image)
+            except BuildError:
+                _run(str(script), suite)
 
 
 def build_base(suite: str) -> None:
@@ -82,14 +86,14 @@ def build(simulator: Simulator) -> None:
     Raises:
         BuildError: It failed.
     """
-    with _alone():
+    with _alone(_BASE):
         _build(simulator)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Wait for other builds: they would fetch and make the same things twice."""
-    with (ROOT / "base" / "Dockerfile").open() as file:
+def _alone(source: Path) -> Iterator[None]:
+    """Wait for others who build of this: they would fetch and make the same things twice."""
+    with source.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -113,7 +117,7 @@ def image_file(simulator: Simulator, runtime: str, folder: Path) -> str:
     Raises:
         BuildError: It failed.
     """
-    with _alone():
+    with _alone(_BASE):
         return _image_file(simulator, runtime, folder)
 
 

@@ -120,6 +120,8 @@ class Engine:
                 self.thaw()
             self.start()
             self.remove_containers()
+            # Those of tests that were cut off: their bridges would be this host's for good.
+            self.run("network", "prune", "--force", check=False)
         self.stop()
         self._containerd.end(signal.SIGTERM)
         for pid in self._left():

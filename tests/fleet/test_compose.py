@@ -18,6 +18,7 @@ import pytest
 from engines.dockerd import Engine
 from engines.ports import free_port
 from engines.shared import STATE
+from shelf.images import make_debian
 
 pytestmark = pytest.mark.timeout(600)  # the first one builds the image
 
@@ -138,7 +139,7 @@ class Fleet:
         ]
 
 
-def until(met: Callable[[], object], seconds: float = 60) -> None:
+def until(met: Callable[[], object], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < deadline, "it did not come about in time"
@@ -158,6 +159,9 @@ def agent_image(docker_engine: Engine) -> str:
     env = dict(docker_engine.env) | {"FLEET_DIR": str(STATE / "fleet")}
     with (STATE / "agent-image").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_HOST", docker_engine.host)
+            make_debian("trixie")
         call(COMPOSE, "build", env=env)
     return "simagent/agent"
 

@@ -2,7 +2,6 @@
 
 import io
 import re
-import subprocess
 import tarfile
 import time
 import uuid
@@ -13,6 +12,7 @@ import pytest
 
 from engines.dockerd import Engine
 from fakes.aws import KEYS, Moto
+from shelf.images import make_debian
 
 pytestmark = pytest.mark.timeout(900)  # it builds an image with systemd and the agent
 
@@ -78,12 +78,13 @@ def packed(install: str) -> bytes:
 
 
 @pytest.fixture
-def machines(docker_engine: Engine, moto: Moto) -> Iterator[list[Machine]]:
+def machines(
+    docker_engine: Engine, moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Machine]]:
     """Three machines on which the page's first block was run."""
     engine = docker_engine
-    if engine.run("image", "inspect", "debian:trixie-slim", check=False).returncode:
-        script = ROOT / "containers" / "base-image.sh"
-        subprocess.run([script, "trixie"], env=engine.env, check=True, capture_output=True)
+    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    make_debian("trixie")
     install = "set -eu\nexport DEBIAN_FRONTEND=noninteractive\n" + blocks()["1. Install"][0]
     build = ("build", "--network", "host", "--tag", IMAGE, "-")
     engine.run(*build, stdin=packed(install), seconds=800)
@@ -107,7 +108,7 @@ def machines(docker_engine: Engine, moto: Moto) -> Iterator[list[Machine]]:
 
 def until(machine: Machine, command: str, *words: str) -> None:
     """Ask systemd until it says one of the words."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while (said := machine(f"systemctl {command} || true").strip()) not in words:
         assert time.monotonic() < deadline, said
         time.sleep(0.2)

@@ -7,7 +7,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from engines.dockerd import Engine
+from shelf.images import make_debian
 from shelf.model import ROOT
 
 CHECKOUT = ROOT.parent
@@ -38,6 +41,9 @@ def _built(suite: str, engine: Engine) -> Path:
         made, _, of = note.read_text().partition("\n")
         if of == key and Path(made).exists():
             return Path(made)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", engine.host)
+        make_debian(suite)
     done = subprocess.run(
         [_BUILD, suite], env=engine.env, capture_output=True, text=True, check=False
     )
