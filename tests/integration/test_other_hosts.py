@@ -1,171 +1,20 @@
 """Steps whose ranks lie on several hosts: a fake mpirun, the real broker, fake members."""
 
 import os
-import shlex
 import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fakes.containers import FakeContainers, FakeImages
-from fakes.launchers import Launchers, PlainLauncher
-from fakes.member_agents import FakeMember
-from fakes.rig import Rig
+from fakes.grid import SLEEP, Cluster, is_rank, words_of
 from fakes.steps import alive, commands_of, until
-from simagent.cluster import relay
-from simagent.cluster.ssh import HeadKey
 from simagent.domain.keys import TaskKeys
-from simagent.domain.times import Times
-from simagent.ledger import Ledger
-from simagent.ports.clock import SystemClock, Wake
-from simagent.ports.launcher import Launcher, Ranks
 from simagent.ports.runtime import Step, StepPlan
-from simagent.worker.context import Context
-from simagent.worker.head import Head, Leadership
-from simagent.worker.journal import ARTIFACTS, Entry, Place
+from simagent.worker.journal import ARTIFACTS
 from simagent.worker.orders import Detached, Preempted
 
-SLEEP = "echo $SIMAGENT_TASK_ID; exec sleep 300"
 IMAGE = "docker://registry.example/melt:1"
-
-
-class ShellLauncher(PlainLauncher):
-    """An mpirun in three lines of shell: enters each other host, and ends as the worst does."""
-
-    def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
-        assert ranks.span is not None
-        line = shlex.join(argv)
-        agent = ranks.span.agent
-        others = [shlex.join((agent, h.address, line)) for h in ranks.span.hosts[1:]]
-        started = "".join(f'{other} & all="$all $!"\n' for other in others)
-        ended = "code=0; for one in $all; do wait $one || code=$?; done; exit $code"
-        script = f"trap 'kill $all; exit 143' TERM\n{started}{line} & all=\"$all $!\"\n{ended}"
-        return ("/bin/sh", "-c", script, "mpirun")
-
-
-class ShellLaunchers(Launchers):
-    def find(self, version: str | None) -> Launcher:
-        return ShellLauncher()
-
-    def inside(self) -> Launcher:
-        return ShellLauncher()
-
-    def __bool__(self) -> bool:
-        return True
-
-
-class FakeHead(Head):
-    """Leads a cluster of hosts that are reached by their relays, without ssh."""
-
-    def __init__(self, folder: Path, members: Mapping[str, FakeMember], ledger: Ledger) -> None:
-        self.members = members
-        self.named: list[Entry] = []
-        self.released: list[str] = []
-        self.doubted: list[tuple[str, str]] = []
-        own = Place(name="vm1", address="10.0.0.1", slots=1, agent="vm1")
-        it = Leadership(cluster="grid", own=own, network="10.0.0.0/24", shared_dir=folder)
-        clock, key = SystemClock(), HeadKey(folder / "key")
-        super().__init__(it, ledger, clock, Times(), incarnation="1", key=key)
-
-    def run(self, stop: Wake) -> None:
-        SystemClock().wait(None, stop)
-
-    def places(self) -> tuple[Place, ...]:
-        others = [
-            Place(name=name, address=f"10.0.1.{number}", slots=1, agent=name)
-            for number, name in enumerate(self.members)
-        ]
-        return (self.it.own, *others)
-
-    def trouble(self) -> str | None:
-        return None
-
-    @property
-    def settled(self) -> bool:
-        return True
-
-    def lacking(self, runtime: str, places: Any) -> str | None:
-        return None
-
-    def ssh(self, place: Place) -> tuple[str, ...]:
-        numbers = ("0.2", "10", "10")
-        path = str(self.members[place.name].path)
-        script = str(relay.__file__)
-        return (sys.executable, "-I", "-S", script, path, *numbers)
-
-    def name(self, entry: Entry) -> None:
-        self.named.append(entry)
-
-    def release(self, entry: Entry) -> None:
-        self.released.append(entry.task)
-
-    def doubt(self, place: Place, why: str) -> None:
-        self.doubted.append((place.name, why))
-
-
-class Cluster(Rig):
-    """A head's agent and two members."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        (folder / "shared").mkdir()
-        self.members = {name: FakeMember(folder / f"{name}.sock") for name in ("vm2", "vm3")}
-        self.containers = FakeContainers()
-        self.heads: list[FakeHead] = []
-        self.free = 1 << 40
-
-    def change(self, ctx: Context) -> Context:
-        self.heads.append(FakeHead(self.folder / "shared", self.members, ctx.ledger))
-        return replace(
-            ctx,
-            head=self.heads[-1],
-            launchers=ShellLaunchers(),
-            runtimes={**ctx.runtimes, "docker": self.containers},
-            images={"docker": FakeImages()},
-            settings=replace(ctx.settings, min_free=1 << 20),
-            free_bytes=lambda _folder: self.free,
-        )
-
-    @contextmanager
-    def up(self) -> Iterator[Any]:
-        with self.agent(change=self.change) as agent:
-            yield agent
-
-    def ranks(self, line: str, hosts: int = 3, **fields: object) -> TaskKeys:
-        argv = ["/bin/sh", "-c", line]
-        run = {"run": argv, "mpi": {"np": hosts, "hosts": hosts}}
-        return self.submit(run, **fields)
-
-    def everywhere(self, task: TaskKeys) -> list[int]:
-        """Wait until all ranks run."""
-
-        def look() -> list[int] | None:
-            found = [pid for pid in commands_of(task.id) if _is_rank(pid)]
-            return found if len(found) == 3 else None
-
-        return self.until(look)
-
-    def relays(self, name: str) -> list[int]:
-        path = str(self.members[name].path).encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if path in words:
-                found.append(int(folder.name))
-        return found
-
-
-def _is_rank(pid: int) -> bool:
-    """Whether it is a rank of SLEEP; what a launcher waits with is a sleep, too."""
-    return _words(pid) == b"sleep\x00300\x00"
 
 
 @pytest.fixture
@@ -272,7 +121,7 @@ def test_a_daemon_that_is_killed_is_a_host_that_is_lost(cluster: Cluster) -> Non
         (daemon,) = cluster.until(lambda: [*cluster.members["vm2"].entries.values()] or None)
         daemon.send_signal(signal.SIGKILL)
         for pid in commands_of(task.id):
-            if _is_rank(pid):
+            if is_rank(pid):
                 os.kill(pid, signal.SIGTERM)
         state = cluster.finish(task)
     assert (state.status, state.reason) == ("error", "mpi_host_lost")
@@ -288,7 +137,7 @@ def test_a_daemon_that_crashes_is_no_host_that_is_lost(cluster: Cluster) -> None
         (daemon,) = cluster.until(lambda: [*cluster.members["vm2"].entries.values()] or None)
         daemon.send_signal(signal.SIGSEGV)
         for pid in commands_of(task.id):
-            if _is_rank(pid):
+            if is_rank(pid):
                 os.kill(pid, signal.SIGTERM)
         state = cluster.finish(task)
     assert (state.status, state.reason) == ("failed", "mpi_rank_failed")
@@ -405,16 +254,9 @@ def test_a_broker_that_is_killed_ends_the_step(cluster: Cluster) -> None:
     with cluster.up():
         task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
         cluster.everywhere(task)
-        brokers = [pid for pid in commands_of(task.id) if b"cluster.broker" in _words(pid)]
+        brokers = [pid for pid in commands_of(task.id) if b"cluster.broker" in words_of(pid)]
         (broker,) = brokers
         os.kill(broker, signal.SIGKILL)
         state = cluster.finish(task)
     assert (state.status, state.reason) == ("error", "mpi_host_lost")
     nothing_left(cluster, task)
-
-
-def _words(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
