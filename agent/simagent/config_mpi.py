@@ -85,7 +85,7 @@ class MpiSettings(BaseModel):
         description="Whom a member lets in; default: its agent's user, of root's simagent-mpi.",
     )
     check: bool = Field(
-        False, description="Try MPI on all hosts when they are there, as `simagent mpi check` does."
+        True, description="Try MPI on all hosts when they are there, as `simagent mpi check` does."
     )
     check_image: ImageName | None = Field(
         None, description="Image to try it in; default: programs of the hosts."

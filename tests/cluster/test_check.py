@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.lab import ClusterLab, cluster_lab
+from cluster.lab import HEAD, ClusterLab, cluster_lab
 from engines.dockerd import Engine
 
 _ENGINES = ("store", "s3_endpoint", "s3_region", "queue", "sqs_endpoint", "sqs_region")
@@ -76,3 +76,23 @@ def test_all_cores_of_all_hosts(lab: ClusterLab) -> None:
 def test_a_host_that_is_missing_is_said(lab: ClusterLab) -> None:
     (trouble,) = check(lab, "--hosts", "3", code=1)["troubles"]
     assert "mpi.hosts: 3 hosts are asked for, the cluster has 2" in trouble
+
+
+@pytest.mark.parametrize("contained", [False, True])
+def test_a_head_tries_it_by_itself(
+    lab: ClusterLab, sif: Callable[[str], Path], *, contained: bool
+) -> None:
+    image = {"check_image": lab.link(sif("mpi-probe"))} if contained else {}
+    lab.kill_agent(HEAD)
+    begun = len(lab.log_of(HEAD))
+    lab.start(HEAD, mpi={"size": 2, "check": True, **image})
+
+    def found() -> list[dict[str, Any]] | None:
+        lines = [json.loads(line) for line in lab.log_of(HEAD)[begun:].splitlines()]
+        told = [line for line in lines if str(line["event"]).startswith("MPI ")]
+        return told if len(told) > 1 else None
+
+    tried, works = lab.until(found, 120.0)
+    assert (tried["event"], tried["hosts"]) == ("MPI is tried on the hosts of the cluster", 2)
+    assert (works["event"], works["ranks"]) == ("MPI works on the hosts of the cluster", 4), works
+    lab.check()

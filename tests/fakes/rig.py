@@ -22,6 +22,7 @@ from simagent.wiring.tasks import open_tasks
 from simagent.worker.context import Context
 from simagent.worker.identity import alone_on
 from simagent.worker.loop import Agent
+from simagent.worker.trial import Trial
 
 _T = TypeVar("_T")
 
@@ -76,11 +77,13 @@ class Rig:
         until_empty: bool = False,
         in_fleet: bool = False,
         change: Callable[[Context], Context] | None = None,
+        trial: Callable[[Context], Trial] | None = None,
         **fields: object,
     ) -> Iterator[Agent]:
         """Run an agent in a thread; at the end it is drained, or what the test asked for before.
 
-        ``change`` may replace some of what it works with; then only one ``in_fleet`` shows itself.
+        ``change`` may replace some of what it works with; then only one ``in_fleet`` shows itself,
+        and a ``trial`` can be had.
         ``fields`` are of its configuration.
         """
         held = ExitStack()
@@ -90,7 +93,13 @@ class Rig:
             agent = open_agent(config, until_empty=until_empty)
         else:
             ctx = change(open_context(config))
-            agent = Agent(ctx, slots=config.slots, until_empty=until_empty, in_fleet=in_fleet)
+            agent = Agent(
+                ctx,
+                slots=config.slots,
+                until_empty=until_empty,
+                in_fleet=in_fleet,
+                trial=trial(ctx) if trial is not None else None,
+            )
         errors: list[BaseException] = []
 
         def run() -> None:

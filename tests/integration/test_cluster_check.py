@@ -1,142 +1,221 @@
-"""A head tries MPI by itself when hosts have come, once for each set, and keeps the result."""
+"""A head tries MPI by itself when its hosts are there: before any task, without its queue."""
 
-import json
-import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from fakes.grid import Cluster, ShellLaunchers
+from fakes.launchers import PlainLauncher
+from fakes.steps import commands_of, until
 from simagent.cli.cluster_check import ClusterCheck, kept_check
-from simagent.config_load import load_config
-from simagent.domain import keys
-from simagent.domain.cluster import Member
-from simagent.engines import open_store
-from simagent.ports.clock import SystemClock, Wake
+from simagent.ports.launcher import Launcher, Ranks
+from simagent.wiring.agent import open_context
+from simagent.worker.context import Context
+from simagent.worker.journal import Journals
+from simagent.worker.loop import Agent
+from simagent.worker.orders import Detached
+from simagent.worker.recovery import recover
+from simagent.worker.trial import Trial
 
-GOOD = {"ok": True, "troubles": [], "notes": [], "ranks": [{}, {}]}
-BAD = {"ok": False, "troubles": ["1 of 2 ranks are missing: 1"], "notes": [], "ranks": [{}]}
-
-# Stands for the command: notes that it was called, says what is in a file.
-COMMAND = """\
-import os, pathlib, sys
-folder = pathlib.Path(sys.argv[1])
-with (folder / "calls").open("a") as file:
-    print(*sys.argv[2:], os.environ["SIMAGENT_STATE_DIR"], file=file)
-print((folder / "report").read_text())
+# Tells what ranks on three hosts would, by the probe; how many of them it is told.
+MPIRUN = """\
+echo $* >>{log}
+[ ! -e {log}.stay ] || exec sleep 300
+[ -n "$SIMAGENT_TASK_ID" ] || exit 1
+mkdir mpi-check
+for rank in $(seq 0 $(($(cat {log}.ranks) - 1))); do
+    host=$(echo vm1 vm2 vm3 | cut -d" " -f$((rank + 1)))
+    record='{{"id": "'$rank'", "host": "'$host'", "told": ['$rank', 3], "met": false}}'
+    echo "$record" >mpi-check/$rank.json
+    echo "simagent-mpi-check $record"
+done
 """
 
 
-class Headed:
-    """A head's check, its store, and members that show themselves there."""
+class FakeLauncher(PlainLauncher):
+    def __init__(self, log: Path) -> None:
+        super().__init__()
+        self._script = MPIRUN.format(log=log)
 
-    def __init__(self, folder: Path, **mpi: object) -> None:
-        self.folder = folder
-        (folder / "command.py").write_text(COMMAND)
-        self.config = load_config(
-            None, state_dir=folder / "state", cluster="blue", mpi={"check": True, **mpi}
-        )
-        self.config.state_dir.mkdir()
-        self.store = open_store(self.config)
-        self.beats = 0
-        self.check = self.anew()
+    def command(self, ranks: Ranks, argv: Sequence[str]) -> tuple[str, ...]:
+        return ("/bin/sh", "-c", self._script, "mpirun", str(ranks.np), *argv)
 
-    def anew(self) -> ClusterCheck:
-        command = (sys.executable, str(self.folder / "command.py"), str(self.folder))
-        return ClusterCheck(self.config, SystemClock(), command)
 
-    def show(self, *hosts: str) -> None:
-        self.beats += 1
-        for host in hosts:
-            member = Member(
-                agent=host,
-                incarnation="i",
-                host=host,
-                address=f"{host}.example",
-                port=2222,
-                ssh_user="sim",
-                host_key="k",
-                slots=1,
-                uid=1,
-                beat=self.beats,
-            )
-            self.store.put(keys.cluster_member("blue", host), member.model_dump_json().encode())
+class FakeLaunchers(ShellLaunchers):
+    def __init__(self, log: Path) -> None:
+        super().__init__()
+        self._log = log
 
-    def looks(self, *hosts: str, times: int = 4) -> None:
-        """Let the check look, while these hosts show themselves."""
-        for _ in range(times):
-            self.show(*hosts)
-            self.check.turn(Wake())
+    def find(self, version: str | None) -> Launcher:
+        return FakeLauncher(self._log)
 
-    def says(self, report: dict[str, Any]) -> None:
-        (self.folder / "report").write_text(json.dumps(report))
+
+class Grid(Cluster):
+    """A head that tries MPI."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.log_of_mpirun = folder / "mpirun"
+        self.launchers = FakeLaunchers(self.log_of_mpirun)
+        self.settings: dict[str, Any] = {}
+        self.mpi: dict[str, Any] = {}
+        self.ranks_there(3)
+
+    def ranks_there(self, count: int) -> None:
+        Path(f"{self.log_of_mpirun}.ranks").write_text(str(count))
+
+    def stay(self, *, stays: bool = True) -> None:
+        """Let mpirun not end."""
+        path = Path(f"{self.log_of_mpirun}.stay")
+        path.touch() if stays else path.unlink()
 
     @property
     def calls(self) -> list[str]:
-        file = self.folder / "calls"
-        return file.read_text().splitlines() if file.exists() else []
+        return self.log_of_mpirun.read_text().splitlines() if self.log_of_mpirun.exists() else []
+
+    def checked(self, ctx: Context) -> ClusterCheck:
+        config = self.config()
+        mpi = config.mpi.model_copy(update=self.mpi)
+        return ClusterCheck(config.model_copy(update={"mpi": mpi}), ctx)
+
+    def change(self, ctx: Context) -> Context:
+        ctx = super().change(ctx)
+        self.heads[-1].it = replace(self.heads[-1].it, size=3)
+        return replace(ctx, settings=replace(ctx.settings, **self.settings))
+
+    @contextmanager
+    def up(self) -> Iterator[Agent]:
+        with self.agent(change=self.change, trial=self.trial) as agent:
+            yield agent
+
+    def trial(self, ctx: Context) -> Trial:
+        assert ctx.head is not None
+        return Trial(ctx.head, ctx.clock, self.checked(ctx))
+
+    def kept(self) -> dict[str, Any]:
+        """Wait for what was found."""
+        return self.until(lambda: kept_check(self.config().state_dir))
 
 
 @pytest.fixture
-def headed(tmp_path: Path) -> Headed:
-    return Headed(tmp_path)
+def grid(tmp_path: Path) -> Iterator[Grid]:
+    grid = Grid(tmp_path)
+    yield grid
+    for member in grid.members.values():
+        member.end()
 
 
-def test_each_set_of_hosts_is_tried_once(headed: Headed) -> None:
-    headed.says(GOOD)
-    headed.looks()
-    assert headed.calls == []
-    headed.looks("vm2")
-    asked = "mpi check --json --hosts 2 --timeout 900"
-    assert headed.calls == [f"{asked} {headed.config.state_dir}"]
-    headed.check = headed.anew()  # as after a restart
-    headed.looks("vm2")
-    assert len(headed.calls) == 1
-    headed.looks("vm2", "vm3")
-    assert len(headed.calls) == 2
-    assert "--hosts 3" in headed.calls[1]
-    kept = kept_check(headed.config.state_dir)
-    assert kept is not None
-    assert kept["ok"]
+def told(logs: list[Any]) -> list[str]:
+    return [line["event"] for line in logs if line["event"].startswith("MPI ")]
 
 
-def test_hosts_that_are_waited_for_and_the_image_are_heeded(tmp_path: Path) -> None:
-    headed = Headed(tmp_path, size=3, check_image="lammps:1")
-    headed.says(GOOD)
-    headed.looks("vm2")
-    assert headed.calls == []
-    headed.looks("vm2", "vm3")
-    assert "--hosts 3 --timeout 900 --image lammps:1" in headed.calls[0]
+def test_it_goes_before_the_first_task_and_nobody_sees_it(grid: Grid) -> None:
+    before = grid.ranks("echo task")
+    with capture_logs() as logs, grid.up():
+        state = grid.finish(before)
+        kept = grid.kept()
+    assert kept["ok"], kept
+    assert [rank["host"] for rank in kept["ranks"]] == ["vm1", "vm2", "vm3"]
+    assert state.status == "succeeded"
+    trial, task = grid.calls
+    assert trial.startswith("3 /bin/sh mpi-check.sh ")
+    assert task == "3 /bin/sh -c echo task"
+    assert state.attempts[0].started >= kept["at"]
+    assert told(logs) == [
+        "MPI is tried on the hosts of the cluster",
+        "MPI on the hosts of the cluster",
+        "MPI works on the hosts of the cluster",
+    ]
+    head = grid.heads[0]
+    tried, ran = head.named
+    assert (ran.task, len(tried.hosts)) == (before.id, 3)
+    assert head.released == [tried.task, before.id]
+    assert not [path for path in (grid.folder / "store").rglob("*") if tried.task in str(path)]
+    assert not list((grid.folder / "state" / "attempts").iterdir())
+    assert not list((grid.folder / "shared" / "grid").iterdir())
+    assert not (grid.folder / "state" / "mpi-check").exists()
 
 
-def test_what_is_wrong_is_kept_to_be_seen_and_tried_again_later(headed: Headed) -> None:
-    headed.says(BAD)
-    headed.looks("vm2")
-    assert len(headed.calls) == 1
-    kept = kept_check(headed.config.state_dir)
-    assert kept is not None
-    assert kept["troubles"] == BAD["troubles"]
-    headed.says(GOOD)
-    headed.check = headed.anew()
-    headed.looks("vm2")
-    assert len(headed.calls) == 2
+def test_what_is_known_is_not_tried_again(grid: Grid) -> None:
+    with grid.up():
+        grid.kept()
+    with grid.up():
+        grid.finish(grid.ranks("true"))
+    assert len(grid.calls) == 2
+    grid.mpi = {"mode": "hybrid"}
+    with grid.up():
+        grid.finish(grid.ranks("true"))
+    assert len(grid.calls) == 4
 
 
-def test_a_command_that_says_nothing_is_a_failure(headed: Headed) -> None:
-    (headed.folder / "command.py").write_text("import sys; sys.exit('the store is away')")
-    headed.looks("vm2")
-    kept = kept_check(headed.config.state_dir)
-    assert kept is not None
-    assert kept["troubles"] == ["the store is away"]
+def test_what_is_wrong_is_told_and_kept_and_keeps_no_tasks(grid: Grid) -> None:
+    grid.ranks_there(2)
+    task = grid.ranks("true")
+    with capture_logs() as logs, grid.up():
+        grid.finish(task)
+    (wrong,) = [line for line in logs if line["log_level"] == "warning"]
+    assert wrong["event"] == "MPI does not work on the hosts of the cluster"
+    assert wrong["why"].startswith("1 of 3 ranks are missing: 2")
+    assert grid.kept()["troubles"][0].startswith("1 of 3 ranks are missing: 2")
+    grid.ranks_there(3)
+    with grid.up():  # whoever mended it starts the agent again
+        grid.until(lambda: grid.kept()["ok"])
 
 
-def test_an_agent_that_ends_ends_the_command(headed: Headed) -> None:
-    (headed.folder / "command.py").write_text("import time; time.sleep(600)")
-    headed.show("vm2")
-    headed.check.turn(Wake())
-    stop = Wake()
-    stop.set()
-    for _ in range(3):
-        headed.show("vm2")
-        headed.check.turn(stop)
-    assert kept_check(headed.config.state_dir) is None
+def test_where_it_cannot_be_tried_that_is_said_in_a_line(grid: Grid) -> None:
+    grid.settings = {"allow_process": False}
+    task = grid.ranks("true", image="docker://registry.example/melt:1")
+    with capture_logs() as logs, grid.up():
+        grid.finish(task)
+    (line,) = [line for line in logs if line["event"].startswith("MPI ")]
+    assert line["event"] == "MPI is not tried on the hosts of the cluster"
+    assert "allow_process" in line["why"]
+    assert "mpi.check_image" in line["fix"]
+    assert grid.kept()["tried"] is False
+    assert grid.calls == []
+
+
+def test_an_image_is_tried_where_one_is_named(grid: Grid) -> None:
+    grid.settings = {"allow_process": False}
+    grid.mpi = {"check_image": "docker://registry.example/melt:1"}
+    with grid.up():
+        grid.kept()
+    assert "/bin/sh mpi-check.sh" in grid.containers.plans[0].argv[2]
+    assert [m.requests[1]["ask"] for m in grid.members.values()] == ["fetch", "fetch"]
+
+
+def test_an_agent_that_stops_leaves_nothing_of_it(grid: Grid) -> None:
+    grid.stay()
+    with grid.up() as agent:
+        grid.until(lambda: grid.calls or None)
+        (journal,) = Journals(grid.config().state_dir).all()
+        assert journal.entry.trial
+        agent.interrupt(Detached("stop"))
+    until(lambda: commands_of(journal.entry.task) == [], "an end of all that ran")
+    assert kept_check(grid.config().state_dir) is None
+    assert not list((grid.folder / "state" / "attempts").iterdir())
+    assert not list((grid.folder / "shared" / "grid").iterdir())
+
+
+def test_what_a_killed_agent_left_of_it_is_ended_by_the_next(grid: Grid) -> None:
+    with grid.up() as agent:
+        grid.kept()
+        grid.stay()
+        task = grid.ranks("true")
+        grid.until(lambda: len(grid.calls) == 2)
+        agent.interrupt(Detached("stop"))
+    assert commands_of(task.id)
+    # A thread cannot be killed: a task's attempt is put in the place of the trial's.
+    (journal,) = Journals(grid.config().state_dir).all()
+    journal.write(trial=True)
+    ctx = grid.change(open_context(grid.config()))
+    assert recover(ctx, journal) is None
+    assert commands_of(task.id) == []
+    assert grid.heads[-1].released == [task.id]
+    assert not journal.folder.exists()
+    assert not list((grid.folder / "shared" / "grid").iterdir())

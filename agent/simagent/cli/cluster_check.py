@@ -1,176 +1,160 @@
 """What a head does by itself about `simagent mpi check`: once for each set of hosts, and kept."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from simagent.api import Client
+from simagent.cli.mpi_answer import report_of
+from simagent.cli.mpi_report import document
+from simagent.cli.mpi_task import Asked, check_spec, probe_inputs
 from simagent.config import Config
-from simagent.engines import open_store
+from simagent.domain.keys import TaskKeys
+from simagent.domain.spec import Spec
+from simagent.engines import open_queue, open_store
 from simagent.ledger import Ledger
-from simagent.ports.clock import Clock, SystemClock, Wake
-from simagent.ports.store import StoreError
-from simagent.wiring.head import wanted_hosts
-from simagent.worker.roster import LOOK_EVERY, Roster
+from simagent.ports.clock import Wake
+from simagent.telemetry.pump import LOCAL_PACE
+from simagent.telemetry.tally import Tally
+from simagent.transfer.removal import remove_tree
+from simagent.wiring.machine import open_launchers
+from simagent.worker.context import Context
+from simagent.worker.control import LOCAL_LOOKS
+from simagent.worker.head import Head
+from simagent.worker.refusing import unfit
+from simagent.worker.trial import carry_out
 
-_AGAIN = 600.0
-_TIMEOUT = 900.0
-_GRACE = 60.0
-_TICK = 0.5
-_FILE = "mpi-check.json"
-_SIMAGENT = (sys.executable, "-m", "simagent")
+_WITHIN = 900.0
+_MOST_RANKS = 64
+"""They measure one after the other, some tenths of a second each."""
+_FILE, _FOLDER = "mpi-check.json", "mpi-check"
+_FIX = (
+    "set mpi.check_image, or allow_process = true on all hosts for programs of theirs; or "
+    "mpi.check = false"
+)
 
 log = structlog.get_logger()
 
 
-@contextmanager
-def checking(config: Config) -> Iterator[None]:
-    """Let the head try MPI meanwhile, where it is one that is to."""
-    if not config.mpi.check or config.cluster is None or config.role != "head":
-        yield
-        return
-    stop = Wake()
-    thread = threading.Thread(
-        target=ClusterCheck(config, SystemClock()).run, args=(stop,), name="mpi check", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(1.0)
-
-
 class ClusterCheck:
-    """A thread of a head that tries MPI when hosts have come, by the command for people.
+    """Tries MPI on the hosts of a head's cluster, as a task that nobody submits.
 
-    A result that is good is kept in the state folder, and not tried again with the same hosts;
-    another one is, after ten minutes.
+    Its store and queue are a folder of the agent's own; all else is as with any task. A result that
+    is good is kept in the state folder, for all that it depends on.
     """
 
-    def __init__(self, config: Config, clock: Clock, simagent: Sequence[str] = _SIMAGENT) -> None:
-        assert config.cluster is not None
+    def __init__(self, config: Config, ctx: Context) -> None:
+        assert ctx.head is not None
         self._config = config
-        self._clock = clock
-        self._simagent = simagent
-        self._roster = Roster(Ledger(open_store(config)), clock, config.cluster)
-        self._before: list[str] = []
-        self._failed: tuple[list[str], float] | None = None
+        self._ctx = ctx
+        self._head: Head = ctx.head
 
-    def run(self, stop: Wake) -> None:
-        """Look who is there, and try them, until ``stop`` is set."""
-        while not stop.is_set():
-            try:
-                self.turn(stop)
-            except (StoreError, OSError) as error:
-                log.debug("MPI not tried yet", error=str(error))
-            self._clock.wait(LOOK_EVERY, stop)
-
-    def turn(self, stop: Wake) -> None:
-        """Look once, and try them if that is due. Raises StoreError, OSError."""
-        hosts = self._due()
-        if hosts:
-            self._try(hosts, stop)
-
-    def _due(self) -> list[str]:
-        """Give the members to try; none where all is known, or more are waited for."""
-        self._roster.look()
-        wanted = wanted_hosts(self._config)
-        there = self._roster.members()
-        named = [m for m in there if not wanted or any(w.means_member(m) for w in wanted)]
-        hosts, before = [f"{m.agent} {m.version} {' '.join(m.mpi)}" for m in named], self._before
-        self._before = hosts
-        if not hosts or hosts != before or 1 + len(hosts) < (self._config.mpi.size or 2):
-            return []
-        if self._failed and self._failed[0] == hosts:
-            return hosts if self._clock.now() - self._failed[1] >= _AGAIN else []
+    def __call__(self, hosts: frozenset[str], stop: Wake) -> bool:
+        """Tell whether MPI works on the head and these hosts. Raises StoreError, OSError."""
+        own = self._own()
         kept = kept_check(self._config.state_dir)
-        return hosts if kept is None or kept.get("members") != hosts else []
-
-    def _try(self, hosts: list[str], stop: Wake) -> None:
-        log.info("MPI is tried on the hosts of the cluster", hosts=1 + len(hosts))
-        report = self._ask(1 + len(hosts), stop)
+        if kept is not None and kept.get("own") == own and hosts <= set(kept.get("works_on", ())):
+            return True
+        asked = self._asked()
+        with probe_inputs() as inputs:
+            spec = check_spec(asked, self._config, inputs)
+            why_not = self._unfit(spec)
+            if why_not is None:
+                log.info("MPI is tried on the hosts of the cluster", hosts=asked.hosts)
+                report = self._try(asked, spec, stop)
+            else:
+                log.info("MPI is not tried on the hosts of the cluster", why=why_not, fix=_FIX)
+                report = {"ok": False, "tried": False, "troubles": [why_not]}
         if report is None:
-            return
-        if report["ok"]:
-            self._failed = None
-            log.info("MPI works on the hosts of the cluster", ranks=len(report["ranks"]))
+            return False
+        works = bool(report["ok"])
+        self._keep({"own": own, "works_on": sorted(hosts) if works else [], **report})
+        return works
+
+    def _own(self) -> dict[str, Any]:
+        """Tell what it depends on but for the other hosts."""
+        its, own = self._config.mpi, self._head.it
+        return {
+            "version": self._ctx.identity.version,
+            "mpi": [f"{it.path} {it.version}" for it in open_launchers(self._config).installed()],
+            "image": its.check_image,
+            "mode": its.mode,
+            "slots": own.own.slots,
+            "address": own.own.address,
+            "network": own.network,
+            "shared_dir": str(own.shared_dir),
+        }
+
+    def _asked(self) -> Asked:
+        slots = [place.slots for place in self._head.places()]
+        each = None
+        if sum(slots) > _MOST_RANKS:
+            each = max(1, min(*slots, _MOST_RANKS // len(slots)))
+        image = self._config.mpi.check_image
+        return Asked(hosts=len(slots), ranks_per_host=each, image=image)
+
+    def _unfit(self, spec: Spec) -> str | None:
+        """Tell why it cannot be tried as things are."""
+        found = unfit(self._ctx, spec)
+        if found is not None or spec.image is not None:
+            return found.why if found is not None else None
+        for place in self._head.places()[1:]:
+            member = self._head.member(place)
+            if member is not None and "process" not in member.runtimes:
+                return f"host {place.name} runs no programs without an image"
+        return None
+
+    def _try(self, asked: Asked, spec: Spec, stop: Wake) -> dict[str, Any] | None:
+        """Give the report; None where the agent stops."""
+        folder = self._config.state_dir / _FOLDER
+        remove_tree(folder)  # of an agent that was killed
+        # Without any other settings they lie beneath it.
+        aside = self._config.model_copy(update={"state_dir": folder, "store": None, "queue": None})
+        try:
+            with Client.of(aside, on_notice=lambda _text: None) as client:
+                task = client.submit(spec, ring=False)
+                ledger, keys = Ledger(open_store(aside)), TaskKeys(task.project, task.id)
+                broken = carry_out(self._aside(aside, ledger), keys, stop, _WITHIN)
+                if stop.is_set():
+                    return None
+                state = ledger.state(keys)
+                if not (broken or state.terminal):  # given back, for another time or other hosts
+                    last = state.attempts[-1]
+                    broken = f"{last.reason}: {last.message}"
+                report = report_of(task, state, asked, broken or None)
+        finally:
+            remove_tree(folder)
+        for note in report.notes:
+            log.info("MPI on the hosts of the cluster", note=note)
+        if report.troubles:
+            why = "; ".join(report.troubles)
+            log.warning("MPI does not work on the hosts of the cluster", why=why)
         else:
-            self._failed = hosts, self._clock.now()
-            log.warning("MPI does not work on the hosts of the cluster", why=report["troubles"])
-        kept = {"members": hosts if report["ok"] else [], "at": self._clock.wall(), **report}
+            log.info("MPI works on the hosts of the cluster", ranks=len(report.ranks))
+        return document(report, task.id)
+
+    def _aside(self, config: Config, ledger: Ledger) -> Context:
+        """Give what the agent works with, but for its store and its queue."""
+        ctx = self._ctx
+        return replace(
+            ctx,
+            ledger=ledger,
+            lease_ledger=Ledger(ledger.store),
+            queue=open_queue(config, ctx.settings.group),
+            settings=replace(ctx.settings, looks=LOCAL_LOOKS, pace=LOCAL_PACE),
+            tally=Tally(),
+            contacts=(),
+        )
+
+    def _keep(self, found: dict[str, Any]) -> None:
         path = self._config.state_dir / _FILE
         part = path.with_suffix(".new")
-        part.write_text(json.dumps(kept))
+        part.write_text(json.dumps({**found, "at": self._ctx.clock.wall()}))
         part.replace(path)
-
-    def _ask(self, hosts: int, stop: Wake) -> dict[str, Any] | None:
-        """Give the command's report; None where it was interrupted."""
-        process = subprocess.Popen(
-            self._command(hosts),
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-        said = _Said(process)
-        until = self._clock.now() + _TIMEOUT + _GRACE
-        while not said.all.is_set():
-            if self._clock.wait(_TICK, stop, said.all) and stop.is_set():
-                process.terminate()
-                return None
-            if self._clock.now() > until:
-                process.kill()
-        try:
-            report: dict[str, Any] = json.loads(said.out)
-        except ValueError:
-            lines = said.err.strip().splitlines() or ["it said nothing"]
-            report = {"ok": False, "troubles": [lines[-1]], "notes": [], "ranks": []}
-        return report
-
-    def _command(self, hosts: int) -> Sequence[str]:
-        image = self._config.mpi.check_image
-        return (
-            *(*self._simagent, "mpi", "check", "--json"),
-            *("--hosts", str(hosts), "--timeout", f"{_TIMEOUT:g}"),
-            *(() if image is None else ("--image", image)),
-        )
-
-    def _environment(self) -> dict[str, str]:
-        """Give the command the agent's own settings, wherever they came from."""
-        given = self._config.model_dump(mode="json", exclude_unset=True)
-        settings = {
-            f"SIMAGENT_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
-            for name, value in given.items()
-            if value is not None
-        }
-        own = {name: v for name, v in os.environ.items() if not name.startswith("SIMAGENT_")}
-        return own | settings
-
-
-class _Said:
-    """What a process prints, read aside; ``all`` is set when it has ended."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.out = self.err = ""
-        self.all = Wake()
-        threading.Thread(target=self._read, args=(process,), daemon=True).start()
-
-    def _read(self, process: "subprocess.Popen[str]") -> None:
-        try:
-            self.out, self.err = process.communicate()
-        finally:
-            self.all.set()
 
 
 def kept_check(state_dir: Path) -> dict[str, Any] | None:

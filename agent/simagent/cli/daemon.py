@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
 from typing import Literal, NoReturn, Protocol
@@ -13,7 +14,7 @@ import structlog
 from pydantic import ValidationError
 
 from simagent.cli.agentlog import to_stderr
-from simagent.cli.cluster_check import checking
+from simagent.cli.cluster_check import ClusterCheck
 from simagent.cli.failures import CRASHED, TAKEN_AWAY
 from simagent.cli.leaving import INTERRUPTED, leave
 from simagent.cli.text import say
@@ -52,10 +53,10 @@ def run_agent(config: Config, *, until_empty: bool) -> NoReturn:
             window.show(member.snapshot)
             code = _Daemon(member).run()
         else:
-            agent = open_agent(config, until_empty=until_empty)
+            probe = partial(ClusterCheck, config) if config.mpi.check else None
+            agent = open_agent(config, until_empty=until_empty, probe=probe)
             window.show(agent.snapshot)
-            with checking(config):
-                code = _Daemon(agent).run()
+            code = _Daemon(agent).run()
     leave(code, at_once=True)
 
 

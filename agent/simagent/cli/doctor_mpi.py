@@ -94,6 +94,9 @@ def _tried(kept: dict[str, Any]) -> Check:
     if kept.get("ok"):
         return Check("cluster check", "ok", f"{len(kept.get('ranks', ()))} ranks met, {when}")
     troubles = "; ".join(map(str, kept.get("troubles", ())))
+    if kept.get("tried") is False:
+        fix = "set mpi.check_image, or allow_process on all hosts; or mpi.check = false"
+        return Check("cluster check", "note", f"not tried, {printable(troubles)}, {when}", fix)
     return Check("cluster check", "note", f"{printable(troubles)}, {when}", "simagent mpi check")
 
 

@@ -1,36 +1,33 @@
 """`simagent mpi check`: a small MPI job through the queue, as any task, and what its ranks tell."""
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from simagent.api import Client, ClientError, State, Status, StoreError, Task, WaitTimeoutError
 from simagent.api.waiting import Progress
 from simagent.cli.agentlog import to_file
 from simagent.cli.daemon import occupant
 from simagent.cli.doctor_mpi import cluster
-from simagent.cli.mpi_report import Report, document, judge, read_ranks, table
-from simagent.cli.mpi_task import Asked, check_spec, write_inputs
+from simagent.cli.mpi_answer import report_of
+from simagent.cli.mpi_report import Report, document, table
+from simagent.cli.mpi_task import Asked, check_spec, probe_inputs
 from simagent.cli.opening import open_client
 from simagent.cli.running import Run, take_place
 from simagent.cli.tasks import send
 from simagent.cli.text import printable, put, put_json, say
 from simagent.config import Config
-from simagent.mpi_probe import FOLDER
 from simagent.ports.clock import SystemClock
 from simagent.worker.identity import Occupant, holder_of
 
 _LOOK_FOR_REFUSALS = 2.0
 _HINT_AFTER = 10.0
-_OUTPUT_BYTES = 1 << 16
 
 
 def check_mpi(config: Config, asked: Asked, *, timeout: float, keep: bool, as_json: bool) -> int:
     """Run the check, print what came of it; tell the exit code: 1 where anything is wrong."""
     client = open_client(config)
-    with _inputs() as inputs, ExitStack() as stack:
+    with probe_inputs() as inputs, ExitStack() as stack:
         spec = check_spec(asked, config, inputs)
         client.check(spec)
         agent, here = None, False
@@ -44,7 +41,7 @@ def check_mpi(config: Config, asked: Asked, *, timeout: float, keep: bool, as_js
         watch = _Watch(client, timeout)
         try:
             state = _run(config, task, watch, agent, here=here)
-            report = _report(task, state, asked, watch.refused)
+            report = report_of(task, state, asked, watch.refused)
             if report.troubles:
                 report = replace(report, notes=(*report.notes, *_cluster_notes(config)))
         finally:
@@ -57,13 +54,6 @@ def check_mpi(config: Config, asked: Asked, *, timeout: float, keep: bool, as_js
     if keep:
         say(f"task {task.id} is kept: `simagent show {task.id}`")
     return int(bool(report.troubles))
-
-
-@contextmanager
-def _inputs() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="simagent-mpi-check-") as folder:
-        write_inputs(Path(folder))
-        yield Path(folder)
 
 
 def _run(
@@ -137,39 +127,11 @@ class _Watch:
             task.kill()
 
 
-def _report(task: Task, state: State, asked: Asked, refused: str | None) -> Report:
-    """Read what the ranks told, and judge it."""
-    lines = list(task.logs(stream="stdout")) if state.attempts else []
-    with tempfile.TemporaryDirectory(prefix="simagent-mpi-check-") as folder:
-        if state.output is not None:
-            with suppress(ClientError):  # no rank came to write anything
-                task.download(f"{FOLDER}/*", folder, progress=False)
-        found = sorted(path for path in Path(folder).rglob("*.json") if path.is_file())
-        files = [_text(path) for path in found]
-    ranks, written = read_ranks(lines, files)
-    ended = None
-    if state.status is not Status.SUCCEEDED:
-        ended = refused or _why(state)
-    np = asked.np if isinstance(asked.np, int) else None
-    return judge(ranks, written, np=np, hosts=asked.hosts, ended=ended)
-
-
 def _cluster_notes(config: Config) -> Iterator[str]:
     """Tell what is wrong with the cluster, as far as it can be seen from here."""
     for found in cluster(config):
         if found.verdict != "ok":
             yield f"{found.name}: {found.text}"
-
-
-def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(_OUTPUT_BYTES).decode(errors="replace")
-
-
-def _why(state: State) -> str:
-    text = " ".join(printable(state.message).split())
-    reason = f": {state.reason}" if state.reason else ""
-    return f"the task {state.status}{reason}" + (f": {text}" if text else "")
 
 
 def _show(report: Report) -> None:

@@ -2,6 +2,9 @@
 
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +54,7 @@ class Asked:
 
     np: int | str = "max"
     hosts: int | None = None
+    ranks_per_host: int | None = None
     image: str | None = None
     runtime: str | None = None
     version: str | None = None
@@ -62,11 +66,24 @@ def write_inputs(folder: Path) -> None:
     (folder / _SCRIPT).write_text(_START)
 
 
+@contextmanager
+def probe_inputs() -> Iterator[Path]:
+    """Give a folder with these files."""
+    with tempfile.TemporaryDirectory(prefix="simagent-mpi-check-") as name:
+        write_inputs(Path(name))
+        yield Path(name)
+
+
 def check_spec(asked: Asked, config: Config, inputs: Path) -> Spec:
     """Make the task, with these inputs. Raises `UsageError`."""
     # Without an image that Python may be there, and be the one that has mpi4py.
     pythons = [] if asked.image else [sys.executable]
-    mpi: dict[str, Any] = {"np": asked.np, "hosts": asked.hosts, "version": asked.version}
+    mpi: dict[str, Any] = {
+        "np": asked.np,
+        "hosts": asked.hosts,
+        "ranks_per_host": asked.ranks_per_host,
+        "version": asked.version,
+    }
     fields: dict[str, Any] = {
         "name": "mpi check",
         "image": asked.image,

@@ -1,5 +1,6 @@
 """Makes the agent of this machine, and the sweeper of its group."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from simagent.clouds.choice import facts
@@ -28,15 +29,28 @@ from simagent.worker.journal import Journals
 from simagent.worker.loop import Agent
 from simagent.worker.receive import Judge
 from simagent.worker.sweep import Sweeper
+from simagent.worker.trial import Probe, Trial
 
 
-def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | None = None) -> Agent:
-    """Make the agent of this machine, on a state folder that is already held for it."""
+def open_agent(
+    config: Config,
+    *,
+    until_empty: bool = False,
+    only: TaskKeys | None = None,
+    probe: Callable[[Context], Probe] | None = None,
+) -> Agent:
+    """Make the agent of this machine, on a state folder that is already held for it.
+
+    ``probe`` makes what tries MPI, where it leads a cluster.
+    """
     drain = DrainFile(config.state_dir)
     ctx = open_context(config, own_task=only is not None)
     former = config.state_dir / "member"
     if only is None and former.is_dir():
         end_membership(ctx, former)
+    trial = None
+    if probe is not None and ctx.head is not None:
+        trial = Trial(ctx.head, ctx.clock, probe(ctx))
     return Agent(
         ctx,
         slots=config.slots if only is None else 1,
@@ -46,6 +60,7 @@ def open_agent(config: Config, *, until_empty: bool = False, only: TaskKeys | No
         in_fleet=only is None,
         terms=open_terms(config, ctx.clock) if only is None else NO_END,
         end=open_end(config, ctx.cloud) if only is None else EXIT,
+        trial=trial,
     )
 
 

@@ -10,7 +10,7 @@ import structlog
 
 from simagent.cluster.ssh import HeadKey, SshError
 from simagent.domain import keys
-from simagent.domain.cluster import SHOWS_EVERY, HeadLease, Spanning
+from simagent.domain.cluster import SHOWS_EVERY, HeadLease, Member, Spanning
 from simagent.domain.cluster import Head as Record
 from simagent.domain.events import Event
 from simagent.domain.mutations import SupersededError
@@ -288,11 +288,14 @@ class Head:
     def _by(self) -> str:
         return self._other.agent if self._other else ""
 
+    def member(self, place: Place) -> Member | None:
+        """Give what a host that can be used tells of itself; None of this one."""
+        return next((it for it in self._roster.members() if it.agent == place.agent), None)
+
     def lacking(self, runtime: str, places: Iterable[Place]) -> str | None:
         """Tell which of some hosts lacks a runtime; None where all have it."""
-        there = self._roster.members()
         for place in places:
-            member = next((it for it in there if it.agent == place.agent), None)
+            member = self.member(place)
             if member is not None and runtime not in member.runtimes:
                 return f"host {place.name} has no {runtime}: install it there"
         return None

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import structlog
 
 from simagent.domain.keys import TaskKeys
+from simagent.domain.state import Status
+from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.queue import QueueError
-from simagent.ports.store import StoreError
+from simagent.ports.store import NotFoundError, StoreError
 from simagent.worker.context import Context
 from simagent.worker.health import Health
 from simagent.worker.journal import Journal
@@ -19,6 +21,8 @@ from simagent.worker.refusals import Refusals
 from simagent.worker.slots import Slots
 from simagent.worker.span import keep_alive
 from simagent.worker.sweep import Sweeper
+
+_BATCH = 200
 
 log = structlog.get_logger()
 
@@ -90,6 +94,20 @@ class House:
                 self._sweeper.sweep_if_due()
         before = self._ctx.clock.wall() - self._ctx.times.set_aside_keep
         self._ctx.journals.expire(before=before, agent=self._ctx.identity.agent)
+
+    def is_empty(self) -> bool:
+        """Tell whether no task of the group waits for an agent."""
+        group = self._ctx.settings.group
+        with self._store.watch(StoreError):
+            open_tasks = self._ctx.ledger.open_tasks(group, after="", limit=_BATCH)
+            return not any(self._is_queued(task) for task in open_tasks)
+        return False
+
+    def _is_queued(self, task: TaskKeys) -> bool:
+        try:
+            return self._ctx.ledger.state(task).status is Status.QUEUED
+        except (NotFoundError, CorruptError, TooNewError):
+            return False
 
     def take_up(self) -> bool:
         """Take up what an earlier agent left here, to be given back; tell whether that is all."""

@@ -83,6 +83,8 @@ class Entry(Record):
     """What is kept of a stream that there was no room for in the store."""
     stopping: Reason | None = None
     """Why the running step was told to end."""
+    trial: bool = False
+    """Whether it is the agent's own, of no task in the store: what is left of it goes."""
     crashes: int = 0
     """How often carrying the attempt on ended the agent."""
     outcome: Status | None = None

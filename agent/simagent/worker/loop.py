@@ -6,11 +6,9 @@ import structlog
 
 from simagent.domain.events import Event
 from simagent.domain.keys import TaskKeys
-from simagent.domain.state import Status
-from simagent.ledger import CorruptError, TooNewError
 from simagent.ports.clock import Wake
 from simagent.ports.queue import QueueError
-from simagent.ports.store import NotFoundError, StoreError
+from simagent.ports.store import StoreError
 from simagent.worker.capacity import short_of_space
 from simagent.worker.companions import caretaker_of, start_companions
 from simagent.worker.context import Context
@@ -31,8 +29,8 @@ from simagent.worker.refusing import refuses
 from simagent.worker.slots import Slots
 from simagent.worker.snapshot import Snapshot, stage_of
 from simagent.worker.threads import Threads
+from simagent.worker.trial import Trial
 
-_BATCH = 200
 _TICK = 10.0
 _EMPTY_WAIT = 0.2
 _TAKE_UP_EVERY = 0.5
@@ -55,11 +53,12 @@ class Agent:
         in_fleet: bool = False,
         terms: Terms = NO_END,
         end: End = EXIT,
+        trial: Trial | None = None,
     ) -> None:
         """``only`` takes one task alone; ``in_fleet`` shows the agent to the others of its group.
 
         Those show that they live, and together end what none of them can run. ``end`` is what is
-        done where the agent ends by its ``terms``.
+        done where the agent ends by its ``terms``, ``trial`` what goes before tasks on its hosts.
         """
         self._ctx = ctx
         self._until_empty = until_empty
@@ -86,6 +85,9 @@ class Agent:
         self._notifier = Notifier()
         self._caretaker = caretaker_of(ctx)
         self._observer = Observer(ctx, self._slots, self._unsettled)
+        self._trial = trial
+        if trial is not None:
+            trial.changed = self.poke
         self._life = EndOfLife(terms, end, ctx.clock, partial(self._threads.start, "end"))
 
     def _make_house(self, refusals: Refusals | None) -> tuple[Reception, House]:
@@ -234,10 +236,12 @@ class Agent:
             return False
         if self._only is not None:
             return self._take_only(self._only)
-        if not (self._slots.free and self._line.hears):
+        if not (self._slots.free and self._line.hears) or self._tries():
             self._wait(self._tick)
             return False
-        return not self._take_next(busy=busy) and self._until_empty and not busy and self._empty()
+        if self._take_next(busy=busy) or not self._until_empty or busy:
+            return False
+        return self._house.is_empty()
 
     def _status(self) -> str:
         """Tell people how it is, in a line."""
@@ -246,6 +250,8 @@ class Agent:
             parts = [f"draining, {len(self._slots)} tasks run"]
         elif self._ctx.head is not None:
             parts.append(self._ctx.head.status)
+            if self._trial is not None and self._trial.runs:
+                parts.append("MPI is tried on them")
         if self._newer:
             parts.append(f"{len(self._newer)} tasks of a newer version")
         settings = self._ctx.settings
@@ -256,7 +262,11 @@ class Agent:
     def _takes(self, task: TaskKeys) -> bool:
         """Tell whether a task would be taken that asks for no more than there is."""
         wanted = self._only in (None, task) and self._line.kept_for() in (None, task)
-        return wanted and self._slots.free and not self._closing
+        return wanted and self._slots.free and not self._closing and not self._tries()
+
+    def _tries(self) -> bool:
+        """Tell whether MPI is tried, or about to be: tasks wait for that."""
+        return self._trial is not None and self._trial.holds(free=self._slots.free)
 
     def _may_leave(self, order: Interrupted) -> bool:
         """Tell whether there is nothing left to do but to obey an order."""
@@ -298,22 +308,11 @@ class Agent:
         if message is None:
             return self.wake.is_set()
         with self._queue.watch(QueueError), self._store.watch(StoreError):
-            self._reception.hear(message)
+            if self._tries():  # hosts came while it was waited for
+                self._ctx.queue.hide(message.receipt, 0.0)
+            else:
+                self._reception.hear(message)
         return True
-
-    def _empty(self) -> bool:
-        """Tell whether no task of the group waits for an agent."""
-        group = self._ctx.settings.group
-        with self._store.watch(StoreError):
-            open_tasks = self._ctx.ledger.open_tasks(group, after="", limit=_BATCH)
-            return not any(self._is_queued(task) for task in open_tasks)
-        return False
-
-    def _is_queued(self, task: TaskKeys) -> bool:
-        try:
-            return self._ctx.ledger.state(task).status is Status.QUEUED
-        except (NotFoundError, CorruptError, TooNewError):
-            return False
 
     def _wait(self, seconds: float) -> None:
         if self._store.paused:
@@ -343,5 +342,9 @@ class Agent:
         order = self._order or Detached("the agent stops")
         now = self._ctx.clock.now()
         self._notifier.stopping(0.0 if order.until is None else order.until - now)
+        if self._trial is not None:
+            self._trial.stop()
         self._slots.leave(order)
+        if self._trial is not None:
+            self._trial.join()
         log.info(Event.AGENT_STOPPED, reason=str(order))

@@ -38,6 +38,11 @@ def recover(ctx: Context, journal: Journal) -> tuple[State, Spec] | None:
         stop_leftovers(ctx, journal.folder)
         ctx.journals.set_aside(journal.folder, f"it is of another agent, {entry.agent}")
         return None
+    if entry.trial:
+        stop_leftovers(ctx, journal.folder)
+        scatter(ctx, entry)
+        journal.remove()
+        return None
     try:
         state = settle_intent(ctx, journal)
         if state is not None:

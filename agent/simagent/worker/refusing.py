@@ -1,5 +1,7 @@
 """Whether a task can run on this machine, beside what runs here."""
 
+from collections.abc import Collection
+
 from simagent.domain.spec import Spec
 from simagent.worker.capacity import refusal
 from simagent.worker.choice import Refusal
@@ -9,7 +11,15 @@ from simagent.worker.slots import Slots
 
 def refuses(ctx: Context, slots: Slots, spec: Spec) -> Refusal | None:
     """Tell why a task cannot run on this machine, None where it can."""
-    found = refusal(
+    found = unfit(ctx, spec, slots.machine.gpus)
+    if found is None and (lack := slots.lacks(spec)) is not None:
+        return Refusal(lack, room=True)
+    return found
+
+
+def unfit(ctx: Context, spec: Spec, gpus: Collection[str] = ()) -> Refusal | None:
+    """Tell why a task cannot run on this machine even where nothing else does."""
+    return refusal(
         spec,
         runtimes=ctx.runtimes,
         preferred=ctx.settings.containers,
@@ -18,11 +28,8 @@ def refuses(ctx: Context, slots: Slots, spec: Spec) -> Refusal | None:
         folder=ctx.journals.root,
         min_free=ctx.settings.min_free,
         tags=ctx.settings.tags,
-        gpus=slots.machine.gpus,
+        gpus=gpus,
         mpi_slots=ctx.settings.mpi_slots,
         mpi_mode=ctx.settings.mpi_mode,
         head=ctx.head,
     )
-    if found is None and (lack := slots.lacks(spec)) is not None:
-        return Refusal(lack, room=True)
-    return found
