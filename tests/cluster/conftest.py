@@ -10,7 +10,7 @@ from cluster.lab import ClusterLab, cluster_lab
 from engines.apptainer import Apptainer
 from engines.dockerd import Engine
 
-_BUILDING = 1800
+_BUILDING = 2700
 """Seconds: where nothing was built yet, all packages are fetched."""
 
 

@@ -10,7 +10,7 @@ from system import packages
 from system.machines import Images, Lab, machine_lab
 
 _MEASURED = "measured"
-_BUILDING = 1800
+_BUILDING = 2700
 """Seconds: where nothing was built yet, all packages are fetched."""
 
 

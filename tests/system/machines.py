@@ -22,8 +22,10 @@ from shelf.images import make_debian
 
 SUITES = ("trixie", "bookworm")
 """Releases of Debian: systemd 257 and Python 3.13, or 252 and 3.11. Apptainer is in the first."""
-BOOTED = 60.0
-"""Seconds within which a machine has booted, or is down."""
+BOOTED = 180.0
+"""Seconds within which a machine has booted, or is down, where others boot beside it."""
+PATIENCE = 120.0
+"""Seconds to wait for what has to happen in the end. Of use only where it does not."""
 SETTINGS = "/etc/simagent/agent.toml"
 
 _DOCKERFILE = Path(__file__).parent / "machine" / "Dockerfile"
@@ -76,7 +78,7 @@ class Machine(Host):
         user: str = "root",
         check: bool = True,
         stdin: bytes = b"",
-        seconds: float = 120,
+        seconds: float = 300,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command there, from /, and give what it prints."""
@@ -121,7 +123,7 @@ class Machine(Host):
         """Give what a unit has logged, since the first boot."""
         return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}").stdout
 
-    def until(self, look: Callable[[], _T | None], seconds: float = 30.0) -> _T:
+    def until(self, look: Callable[[], _T | None], seconds: float = PATIENCE) -> _T:
         """Look until there is something to see; where there is not, tell what the agent says."""
         deadline = time.monotonic() + seconds
         while (seen := look()) is None or seen is False:

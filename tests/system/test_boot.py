@@ -27,9 +27,9 @@ from system import packages
 from system.disks import HOST, Vm, build_disk, make_seed, missing
 
 # An emulated machine, and this one may have much else to do.
-BOOTS = 400.0
-WORKS = 400.0
-GOES = 200.0
+BOOTS = 800.0
+WORKS = 800.0
+GOES = 400.0
 
 IDLE = 10.0
 STEPS = 50

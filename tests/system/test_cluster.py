@@ -88,7 +88,7 @@ class Cluster:
         self.head.configure(**self._settings, mpi=mpi | {"size": 2})
         self.head.systemctl("start", "simagent")
 
-    def simagent(self, *argv: str, seconds: float = 90, check: bool = True) -> str:
+    def simagent(self, *argv: str, seconds: float = 300, check: bool = True) -> str:
         """Run a command on the head as a client."""
         command = ("env", *(f"{name}={value}" for name, value in KEYS.items()), "simagent")
         return self.head.run(*command, *argv, check=check, seconds=seconds).stdout
@@ -146,7 +146,7 @@ def test_ranks_on_two_hosts_outlive_the_agents_and_mpi_check_tries_both(cluster:
     task = cluster.submit(
         commands=[{"run": "python3 wait.py", "mpi": SPREAD}], inputs=["wait.py"], grace="2s"
     )
-    before = [it.until(partial(_waiting, it), 60) for it in (head, member)]
+    before = [it.until(partial(_waiting, it)) for it in (head, member)]
     assert [len(pids) for pids in before] == [1, 1]
     listens = server(member)
     assert listens
@@ -165,8 +165,8 @@ def test_ranks_on_two_hosts_outlive_the_agents_and_mpi_check_tries_both(cluster:
     member.run("rm", "/var/lib/simagent/member/sshd/sshd.json")
     member.systemctl("start", "simagent-member")
     member.until(lambda: server(member) not in ("", listens))
-    argv = ("--np", "2", "--hosts", "2", "--image", cluster.image, "--json", "--timeout", "90")
-    told = json.loads(cluster.simagent("mpi", "check", *argv, seconds=120, check=False))
+    argv = ("--np", "2", "--hosts", "2", "--image", cluster.image, "--json", "--timeout", "240")
+    told = json.loads(cluster.simagent("mpi", "check", *argv, check=False))
     assert told["troubles"] == []
     assert told["hosts"] == dict.fromkeys(NAMES, 1)
     assert {rank["mpi"] for rank in told["ranks"]} == {"Open MPI 5.0.7"}

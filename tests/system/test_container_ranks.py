@@ -18,6 +18,8 @@ from simagent.domain.keys import TaskKeys
 from simagent.worker.cores import physical_cores
 
 FILES = ROOT.parent / "build" / "images"
+LONGEST = 180.0
+"""Seconds a task may take; the first one of an image has it unpacked."""
 RANK = "r=${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; echo rank $r; "
 REST = "exec sleep 300"
 JOIN = "from mpi4py.MPI import COMM_WORLD as w; w.Barrier(); "
@@ -59,14 +61,14 @@ def submit(
     with rig.agent(docker_host=docker_engine.host, runtimes=(request.param,)):
         yield submit
         for task in tasks:
-            rig.finish(task, 60)
+            rig.finish(task, LONGEST)
     assert [commands_of(task.id) for task in tasks] == [[] for _ in tasks]
 
 
-@pytest.mark.timeout(1800)  # where nothing was built yet, all packages are fetched
+@pytest.mark.timeout(2700)  # where nothing was built yet, all packages are fetched
 def test_a_rank_that_a_signal_ends_is_named(rig: Rig, submit: Callable[..., TaskKeys]) -> None:
     code = JOIN + "import os; w.rank == 1 and os.kill(os.getpid(), 9); w.Barrier()"
-    state = rig.finish(submit("python3", "-c", code), 60)
+    state = rig.finish(submit("python3", "-c", code), LONGEST)
     assert (state.status, state.reason) == ("failed", "mpi_rank_failed"), state.stderr_tail
     assert "rank 1 on " in (state.message or "")
     assert "was ended by SIGKILL (signal 9)" in (state.message or "")
@@ -75,7 +77,7 @@ def test_a_rank_that_a_signal_ends_is_named(rig: Rig, submit: Callable[..., Task
 def test_a_rank_that_exits_by_itself_is_no_rank_that_failed(
     rig: Rig, submit: Callable[..., TaskKeys]
 ) -> None:
-    state = rig.finish(submit("/bin/sh", "-c", f"{RANK}[ $r = 0 ] || exit 3"), 60)
+    state = rig.finish(submit("/bin/sh", "-c", f"{RANK}[ $r = 0 ] || exit 3"), LONGEST)
     assert (state.status, state.reason) == ("failed", "exit_code")
     assert "exited with code 3" in (state.message or "")
 
@@ -84,17 +86,17 @@ def test_an_mpirun_that_is_killed_is_no_rank_that_failed(
     rig: Rig, submit: Callable[..., TaskKeys]
 ) -> None:
     task = submit("/bin/sh", "-c", RANK + REST)
-    rig.until(lambda: {b"rank 0", b"rank 1"} <= set(rig.log(task).splitlines()), 60)
+    rig.until(lambda: {b"rank 0", b"rank 1"} <= set(rig.log(task).splitlines()), LONGEST)
     found = [pid for pid in commands_of(task.id) if _name(pid) in ("mpirun", "prterun")]
     assert found, "an mpirun runs"
     for pid in found:
         os.kill(pid, signal.SIGKILL)
-    state = rig.finish(task, 60)
+    state = rig.finish(task, LONGEST)
     assert (state.status, state.reason) == ("failed", "signal")
 
 
 def test_an_image_without_mpirun_is_told_so(rig: Rig, submit: Callable[..., TaskKeys]) -> None:
-    state = rig.finish(submit("true", env={"PATH": "/nowhere"}), 60)
+    state = rig.finish(submit("true", env={"PATH": "/nowhere"}), LONGEST)
     assert state.status == "failed"
     assert state.reason in ("mpi_unavailable", "command_not_found"), state.message
 
@@ -103,7 +105,7 @@ def test_ranks_that_have_the_machine_are_each_bound_to_a_core(
     rig: Rig, submit: Callable[..., TaskKeys]
 ) -> None:
     task = submit("grep", "Cpus_allowed_list", "/proc/self/status", np="max")
-    state = rig.finish(task, 60)
+    state = rig.finish(task, LONGEST)
     assert state.status == "succeeded", state.message
     bound = rig.log(task).splitlines()
     assert len(bound) == len(set(bound)) == physical_cores(), "no two of them share one"

@@ -52,7 +52,7 @@ def test_a_container_outlives_the_agent_and_its_outputs_come(
     }
     machine.write("/srv/task.json", json.dumps(task))
     name = machine.simagent("submit", "/srv/task.json").split()[-1]
-    machine.until(lambda: "line 3\n" in machine.simagent("logs", name), 60)
+    machine.until(lambda: "line 3\n" in machine.simagent("logs", name))
     pid = loops(machine)
     container = machine.run("ls", CONTAINERS).stdout
     assert container.strip() in machine.read(f"/proc/{pid}/cgroup")

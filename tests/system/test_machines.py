@@ -1,10 +1,11 @@
 """The lab itself: machines boot, do as systemd says, and bear the faults that they are to bear."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from system.machines import SUITES, Lab
+from system.machines import SUITES, Lab, Machine
 
 _UNIT = """\
 [Service]
@@ -37,12 +38,17 @@ def test_two_machines_share_a_network_until_one_is_cut_off(machines: Lab) -> Non
     machines.boot("bookworm", name="two")
     server = machines.aws.endpoint
     get = ("python3", "-c", f"import urllib.request as r; r.urlopen({server!r}, timeout=3)")
-    assert one.run(*get, check=False).returncode == 0
+    reaches = partial(_succeeds, one, *get)
+    one.until(reaches)
     assert one.run("getent", "hosts", "two").returncode == 0
     one.cut_off()
-    assert one.run(*get, check=False).returncode != 0
+    assert not reaches()
     one.join()
-    assert one.run(*get, check=False).returncode == 0
+    one.until(reaches)
+
+
+def _succeeds(machine: Machine, *argv: str) -> bool:
+    return machine.run(*argv, check=False).returncode == 0
 
 
 def test_what_a_machine_has_been_given(machines: Lab, tmp_path: Path) -> None:

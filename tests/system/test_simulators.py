@@ -31,7 +31,7 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
-@pytest.mark.timeout(1800)  # where nothing was built yet, all packages are fetched
+@pytest.mark.timeout(2700)  # where nothing was built yet, all packages are fetched
 @pytest.mark.parametrize("name", CHOICE)
 def test_a_simulator_runs_its_case(
     name: str,
@@ -51,7 +51,7 @@ def test_a_simulator_runs_its_case(
     assert made["docker"] == made["apptainer"]
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2700)
 def test_the_example_with_an_image(docker_engine: Engine, folder: Path) -> None:
     env = {name: value for name, value in os.environ.items() if "SIMAGENT_" not in name}
     env |= {**docker_engine.env, "SIMAGENT_STATE_DIR": str(folder / "state")}

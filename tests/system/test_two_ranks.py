@@ -139,7 +139,7 @@ def vectors(field: Path) -> list[float]:
     return [float(x) for found in re.findall(r"\(([-+.\de ]+)\)", inside) for x in found.split()]
 
 
-@pytest.mark.timeout(1800)  # where nothing was built yet, all packages are fetched
+@pytest.mark.timeout(2700)  # where nothing was built yet, all packages are fetched
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_atoms_move_alike(runtime: str, folder: Path, request: pytest.FixtureRequest) -> None:
     outputs, _ = run(LAMMPS, runtime, folder, request)
@@ -154,7 +154,7 @@ def test_atoms_move_alike(runtime: str, folder: Path, request: pytest.FixtureReq
         assert row[4] == pytest.approx(same[4], rel=1e-5)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2700)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_air_flows_alike(runtime: str, folder: Path, request: pytest.FixtureRequest) -> None:
     outputs, printed = run(OPENFOAM, runtime, folder, request)
@@ -165,7 +165,7 @@ def test_air_flows_alike(runtime: str, folder: Path, request: pytest.FixtureRequ
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2700)
 @pytest.mark.parametrize("runtime", ["docker", "apptainer"])
 def test_the_check_looks_into_images(
     runtime: str,

@@ -17,7 +17,7 @@ from simagent.config_load import load_config
 from simagent.domain.spec import Spec
 from simagent.queues.sqs_setup import create_queue
 from simagent.wiring.tasks import open_tasks
-from system.machines import Lab, Machine
+from system.machines import PATIENCE, Lab, Machine
 
 LOOP = "i=0; while [ ! -e go ]; do i=$((i + 1)); echo line $i; sleep 0.1; done; echo end $i"
 """A command that counts until it is let go, or knows that it was begun anew."""
@@ -124,11 +124,9 @@ class Vm:
         """The process id of the agent; 0 where none runs."""
         return self.machine.shows("simagent", "MainPID")
 
-    def restarted(self, before: str, seconds: float) -> None:
+    def restarted(self, before: str) -> None:
         """Wait until systemd has started another agent, which is up."""
-        self.machine.until(
-            lambda: self.agent not in ("0", before) and self.machine.is_active(), seconds
-        )
+        self.machine.until(lambda: self.agent not in ("0", before) and self.machine.is_active())
 
 
 @pytest.fixture
@@ -147,7 +145,7 @@ def test_an_agent_that_is_killed_is_started_again_and_goes_on(vm: Vm) -> None:
     assert "commands of tasks without an image run as simtask-0" in told
     assert "no task gets to 169.254.169.254" in told, told
     machine.run("kill", "-KILL", agent)
-    vm.restarted(agent, 60)
+    vm.restarted(agent)
     assert machine.shows("simagent", "NRestarts") == "1"
     assert vm.step() == pid
     vm.ends_well()
@@ -160,7 +158,7 @@ def test_an_agent_that_hangs_is_found_by_the_watchdog(vm: Vm) -> None:
     vm.submit()
     pid, agent = vm.runs(), vm.agent
     vm.machine.run("kill", "-STOP", agent)
-    vm.restarted(agent, 90)
+    vm.restarted(agent)
     assert "Watchdog timeout" in vm.machine.journal()
     assert vm.step() == pid
     vm.ends_well()
@@ -171,7 +169,7 @@ def test_a_reboot_gives_the_task_back_before_and_takes_it_up_after(vm: Vm) -> No
     vm.submit()
     vm.runs()
     vm.machine.reboot()
-    vm.machine.until(lambda: vm.machine.is_active() and vm.step(), 60)
+    vm.machine.until(lambda: vm.machine.is_active() and vm.step())
     assert vm.attempts()[0] == "preempted"
     counters = vm.state()["counters"]
     assert (counters["preemptions"], counters["losses"], counters["errors"]) == (1, 0, 0)
@@ -184,7 +182,7 @@ def test_a_shutdown_waits_for_what_takes_long_to_be_given_back(vm: Vm) -> None:
     vm.submit(STUBBORN)
     vm.machine.until(lambda: "line 3\n" in vm.log())
     vm.machine.reboot()
-    vm.machine.until(vm.machine.is_active, 60)
+    vm.machine.until(vm.machine.is_active)
     counters = vm.state()["counters"]
     assert (counters["preemptions"], counters["losses"], counters["errors"]) == (1, 0, 0)
     assert vm.attempts()[0] == "preempted"
@@ -218,7 +216,7 @@ def test_a_machine_that_loses_power_finds_its_task_lost_and_tries_it_again(vm: V
     vm.submit()
     vm.runs()
     vm.machine.crash()
-    vm.machine.until(lambda: vm.machine.is_active() and vm.step(), 60)
+    vm.machine.until(lambda: vm.machine.is_active() and vm.step())
     # The second where the container's old processes are not gone yet: a machine has none then.
     assert vm.attempts()[0] in ("shim_lost", "agent_error"), vm.state()["attempts"]
     vm.ends_well(attempt=2)
@@ -263,21 +261,21 @@ def test_a_network_that_is_cut_at_boot_is_waited_for(
     machine.configure(allow_process=True, **engines)
     machine.cut_off()
     machine.reboot()
-    told = machine.until(lambda: machine.shows("simagent", "StatusText") or None, 60)
+    told = machine.until(lambda: machine.shows("simagent", "StatusText") or None)
     spec = Spec.model_validate({"commands": [{"run": LOOP, "shell": True}], "grace": 1})
     task = client.submit(spec, base=tmp_path)
     machine.join()
-    machine.until(lambda: client.state(task).status == "running", 90)
+    machine.until(lambda: client.state(task).status == "running")
     pid = machine.until(vm.step)
     assert machine.is_active()
     assert machine.shows("simagent", "NRestarts") == "0", f"it waited: {told}"
 
     machine.cut_off()
-    machine.until(lambda: "telemetry is late" in machine.journal(), 90)
+    machine.until(lambda: "telemetry is late" in machine.journal(), 2 * PATIENCE)
     assert vm.step() == pid
     machine.join()
     machine.run("touch", f"/proc/{pid}/cwd/go")
-    machine.until(lambda: client.state(task).terminal or None, 120)
+    machine.until(lambda: client.state(task).terminal or None)
     state = client.state(task)
     assert (state.status, state.epoch) == ("succeeded", 1)
     vm.is_clean()
