@@ -27,9 +27,9 @@ SYSTEMD = ROOT / "systemd"
 SERVER = "169.254.169.254"
 FIRST_UID = 61_000
 
+# All of /etc: a mount on one file goes away when that is replaced, as by any useradd elsewhere.
 _NAMESPACES = f"""
-mount --bind "$1/passwd" /etc/passwd
-mount --bind "$1/group" /etc/group
+mount --bind "$1/etc" /etc
 ip link set lo up
 ip address add {SERVER}/32 dev lo
 echo up
@@ -74,12 +74,14 @@ class Walled:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._started: list[subprocess.Popen[str]] = []
+        subprocess.run(["cp", "--archive", "/etc", folder / "etc"], check=True)
         for name, line in (
             ("passwd", "simtask-{0}:x:{1}:{1}::/:/usr/sbin/nologin\n"),
             ("group", "simtask-{0}:x:{1}:\n"),
         ):
             own = [line.format(number, FIRST_UID + number) for number in range(32)]
-            (folder / name).write_text(Path("/etc", name).read_text() + "".join(own))
+            with (folder / "etc" / name).open("a") as file:
+                file.writelines(own)
         argv = ["unshare", "--net", "--mount", "--propagation", "slave"]
         self.keeper = self._start([*argv, "sh", "-euc", _NAMESPACES, "sh", str(folder)])
 
