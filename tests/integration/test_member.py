@@ -54,24 +54,29 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberLab]:
 
 
 def run(lab: MemberLab, request: Enter) -> tuple[list[str], Exited | Refused]:
-    """Run something on the member; give the events before its end, and the end."""
+    """Run something on the member; give the events before its end, and the end.
+
+    Each event makes a file of its name in the shared folder.
+    """
     with Connection(lab.relay(), request) as connection:
         events: list[str] = []
         while True:
-            event = connection.next(30.0)
+            event = connection.next(60.0)
             assert event is not None, "the member fell silent"
             if isinstance(event, Exited | Refused):
                 return events, event
             assert isinstance(event, Started | Sampled)
             events.append(event.event)
+            (lab.work / event.event).touch()
 
 
 def started(connection: Connection) -> None:
-    assert isinstance(connection.next(30.0), Started)
+    while not isinstance(event := connection.next(60.0), Started):
+        assert isinstance(event, Sampled), event  # of before its agent was ended
 
 
 def exited(connection: Connection) -> Exited:
-    while not isinstance(event := connection.next(30.0), Exited):
+    while not isinstance(event := connection.next(60.0), Exited):
         assert isinstance(event, Sampled | Started), event
     return event
 
@@ -95,7 +100,8 @@ def test_a_member_tells_what_it_is_and_takes_its_leave_when_it_is_drained(lab: M
 
 
 def test_what_the_head_asks_for_runs_in_the_shared_folder(standing: MemberLab) -> None:
-    command = "pwd; echo $SIMAGENT_LAB >made; echo said >&2; sleep 1.2; exit 3"
+    wait = "until [ -e sampled ]; do sleep 0.05; done"
+    command = f"pwd; echo $SIMAGENT_LAB >made; echo said >&2; {wait}; exit 3"
     events, end = run(standing, standing.enter(command, "made", workdir="."))
     assert isinstance(end, Exited)
     assert (end.code, end.signal, end.message) == (3, None, "said")
@@ -112,6 +118,7 @@ def test_samples_are_of_the_run_and_name_the_host(standing: MemberLab) -> None:
         assert isinstance(sampled, Sampled)
         assert sampled.sample["host"] == socket.gethostname()
         assert sampled.sample["task_processes"] == 1
+    wait_for(lambda: not standing.left(), "the end of what a lost head ran")
 
 
 def test_the_end_is_told_again_and_nothing_runs_twice(lab: MemberLab) -> None:
@@ -134,7 +141,7 @@ def test_told_to_leave_it_ends_all_of_it(lab: MemberLab) -> None:
     with Connection(lab.relay(), lab.enter(command)) as connection:
         started(connection)
         pid_in(lab.work / "pid")
-        connection.leave(3.0)
+        connection.leave(30.0)
         end = exited(connection)
     assert end.code == 7
     assert end.message == "the head ended it"
@@ -159,7 +166,7 @@ def test_a_head_that_says_nothing_any_more_leaves_nothing(lab: MemberLab) -> Non
         pid = pid_in(lab.work / "pid")
         began = time.monotonic()
         wait_for(lambda: not alive(pid), "the end of what a silent head ran")
-        assert time.monotonic() - began < 25.0
+        assert time.monotonic() - began < 40.0, "a silent head is lost after 15 s"
 
 
 def test_an_agent_that_was_killed_goes_on_with_what_runs(lab: MemberLab) -> None:
@@ -213,7 +220,7 @@ def test_sigterm_lets_go_and_ctrl_c_twice_ends_what_runs(lab: MemberLab) -> None
         pid = pid_in(lab.work / "pid")
         assert lab.process is not None
         lab.process.terminate()
-        assert lab.process.wait(10) == 0
+        assert lab.process.wait(60) == 0
         assert alive(pid)
         assert lab.record() is not None, "it comes back"
         lab.ready()
@@ -221,7 +228,7 @@ def test_sigterm_lets_go_and_ctrl_c_twice_ends_what_runs(lab: MemberLab) -> None
         lab.process.send_signal(signal.SIGINT)
         wait_for(lambda: any("Ctrl-C again" in line for line in lab.lines), "the first answer")
         lab.process.send_signal(signal.SIGINT)
-        assert lab.process.wait(30) == 0
+        assert lab.process.wait(60) == 0
         assert not alive(pid)
     assert lab.record() is None
 
@@ -241,10 +248,9 @@ def test_a_member_that_is_taken_away_tells_its_head_and_ends_in_time(lab: Member
             assert "AWS is going to terminate" in departs.why
             assert 0 < departs.left <= 9.0
             assert lab.process is not None
-            assert (
-                lab.process.wait(30) == 75
-            )  # for systemd to start it again, should the machine stay
-            assert time.monotonic() - began < 5.0 + 9.0 + 3.0, "it asks every five seconds"
+            # For systemd to start it again, should the machine stay.
+            assert lab.process.wait(60) == 75
+            assert time.monotonic() - began < 25.0, "the machine is still there"
             assert not alive(pid)
     assert lab.record() is None, "its head is not to look for it any more"
 
@@ -268,7 +274,7 @@ def test_a_drained_member_takes_nothing_more_and_ends_with_what_it_runs(lab: Mem
         assert "is being drained" in refused.why
         (lab.work / "go").touch()
         assert exited(connection).code == 0
-        assert lab.process.wait(30) == 0
+        assert lab.process.wait(60) == 0
 
 
 def test_what_the_head_does_not_have_any_more_is_ended(lab: MemberLab) -> None:
@@ -299,7 +305,7 @@ def test_an_outage_of_the_store_ends_nothing(lab: MemberLab) -> None:
         wait_for(lambda: any("store_lost" in line for line in lab.lines), "the outage")
         deadline = time.monotonic() + 17.0
         while time.monotonic() < deadline:
-            assert isinstance(connection.next(5.0), Sampled)
+            assert isinstance(connection.next(30.0), Sampled)
         assert alive(pid)
 
 
@@ -452,7 +458,7 @@ def test_a_role_that_cannot_be_is_refused_in_a_line(
 def test_tasks_of_an_agent_are_not_left_behind_by_a_change_of_role(lab: MemberLab) -> None:
     (lab.state / "attempts" / "default.x.1").mkdir(parents=True)
     process = lab.start()
-    assert process.wait(30) == 2
+    assert process.wait(60) == 2
     wait_for(lambda: any("an agent left tasks in" in line for line in lab.lines), "the reason")
 
 

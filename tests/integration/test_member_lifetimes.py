@@ -63,7 +63,7 @@ def test_a_member_goes_when_its_cluster_has_had_no_head_for_long(lab: MemberLab)
 def test_ranks_hold_a_member(lab: MemberLab) -> None:
     lab.settings |= {"IDLE_TIMEOUT": "1"}
     lab.ready()
-    with Connection(lab.relay(), lab.enter("sleep 7")) as connection:
+    with Connection(lab.relay(), lab.enter("sleep 10")) as connection:
         see(connection, Started)
         assert stays(lab, 5.0), "its head is long dead by then"
         see(connection, Exited)
@@ -73,24 +73,26 @@ def test_ranks_hold_a_member(lab: MemberLab) -> None:
 def test_a_member_whose_lifetime_is_over_takes_no_more_ranks_and_ends_with_those(
     lab: MemberLab,
 ) -> None:
-    lab.settings |= {"MAX_LIFETIME": "6"}
+    lab.settings |= {"MAX_LIFETIME": "10"}
     lab.ready()
-    with Connection(lab.relay(), lab.enter("sleep 9")) as connection:
+    run = lab.enter("until [ -e go ]; do sleep 0.05; done")
+    with Connection(lab.relay(), run) as connection:
         see(connection, Started)
         wait_for(lambda: (r := lab.record()) is not None and "lifetime" in r.trouble, "its word")
+        (lab.work / "go").touch()
         see(connection, Exited)
     assert ended(lab) == 0
 
 
 def test_after_the_grace_the_head_is_told_and_the_ranks_are_ended(lab: MemberLab) -> None:
-    lab.settings |= {"MAX_LIFETIME": "4", "MAX_LIFETIME_GRACE": "1"}
+    lab.settings |= {"MAX_LIFETIME": "10", "MAX_LIFETIME_GRACE": "1"}
     lab.ready()
     with Connection(lab.relay(), lab.enter("echo $$ >pid; exec sleep 600")) as connection:
         see(connection, Started)
         pid = pid_in(lab.work / "pid")
         departs = see(connection, Departs)
         assert isinstance(departs, Departs)
-        assert departs.why == "the lifetime of 4 s is over, and the grace after it"
+        assert departs.why == "the lifetime of 10 s is over, and the grace after it"
         assert ended(lab) == 0
         assert not alive(pid)
     assert any('"life_over"' in line for line in lab.lines)

@@ -110,7 +110,7 @@ def test_the_head_enters_by_its_key_and_stays_through_a_crash_of_the_agent(lab: 
         assert event.code == 5
     assert lab.process is not None
     lab.process.terminate()
-    assert lab.process.wait(10) == 0
+    assert lab.process.wait(60) == 0
     assert servers(lab) == [server], "the next agent takes it up"
 
 
