@@ -26,7 +26,8 @@ from simagent.cluster.messages import (
 from simagent.domain.cluster import Spanning
 from simagent.ports.clock import Waitable, Wake
 
-TIMES = 20.0
+TIMES = 5.0
+"""The silence of 15 s is 3 s then: this thread, too, may have to wait for a core."""
 
 
 @dataclass
@@ -192,7 +193,7 @@ def test_a_head_that_falls_silent_is_lost(talk: Talk) -> None:
     began = talk.clock.now()
     talk.over()
     assert {why for _, why in talk.run.left} == {"the head fell silent"}
-    assert 15.0 <= talk.clock.now() - began < 40.0
+    assert 15.0 <= talk.clock.now() - began < 60.0
 
 
 def test_another_connection_that_has_the_run_ends_this_one(talk: Talk) -> None:

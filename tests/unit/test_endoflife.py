@@ -210,16 +210,16 @@ def test_a_program_is_run_with_its_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "text"),
+    ("code", "within", "text"),
     [
-        ("raise SystemExit('Failed to talk\\n to init')", "ended with 1: Failed to talk to init"),
-        ("raise SystemExit(3)", "ended with 3"),
-        ("import time; time.sleep(60)", "had not ended after 0.5 s"),
+        ("raise SystemExit('Failed to talk\\n to init')", 60.0, "with 1: Failed to talk to init"),
+        ("raise SystemExit(3)", 60.0, "ended with 3"),
+        ("import time; time.sleep(60)", 0.5, "had not ended after 0.5 s"),
     ],
 )
-def test_a_program_that_fails_says_why(code: str, text: str) -> None:
+def test_a_program_that_fails_says_why(code: str, within: float, text: str) -> None:
     with pytest.raises(EndFailedError, match=text):
-        Command("command", [sys.executable, "-c", code], within=0.5)(idle=True)
+        Command("command", [sys.executable, "-c", code], within=within)(idle=True)
 
 
 def test_a_program_that_is_not_there_is_named() -> None:
