@@ -134,3 +134,29 @@ def test_a_rank_that_the_others_saw_go_before_mpirun_did_is_told() -> None:
     assert told(text, 14).failed == "a rank on m1 ended before the others"
     exited = "  Process name: [prterun-head-1@1,1]\n  Exit code:    3\n"
     assert told(text + exited, 3).failed == "", "it exited by itself"
+
+
+@pytest.mark.parametrize(
+    ("names", "host"), [({"10.77.0.2": "m1"}, "m1"), ({"10.0.0.2": "m1"}, "10.77.0.2")]
+)
+def test_a_rank_that_is_gone_before_the_others_have_reached_it_is_told(
+    names: dict[str, str], host: str
+) -> None:
+    text = (
+        "WARNING: Open MPI failed to TCP connect to a peer MPI process.  This\n"
+        "should not happen.\n\n"
+        "Your Open MPI job may now hang or fail.\n\n"
+        "  Local host: vm1\n"
+        "  PID:        27910\n"
+        "  Message:    connect() to 10.77.0.2:1024 failed\n"
+        "  Error:      Connection refused (111)\n"
+        "--------------------------------------------------------------------------\n"
+        "[vm1:00000] *** An error occurred in Socket closed\n"
+        "prterun has exited due to process rank 0 with PID 0 on node vm1 calling\n"
+        '"abort". This may have caused other processes in the application to be\n'
+    )
+    ended = f"a rank on {host} ended before the others had reached it"
+    assert told(text, 14, names) == Told(failed=ended)
+    assert told(text + OPENMPI_5_EXIT, 3, names) == Told(note="rank 1 exited with code 3")
+    away = text.replace("Connection refused (111)", "No route to host (113)")
+    assert told(away, 14, names) == Told(), "the network is to blame"

@@ -108,7 +108,8 @@ class StepJudge:
         if self._spec.commands[number].mpi is None or (not code and planned.over is None):
             return Told()
         # In a container a signal that ended a rank looks like one that ended mpirun.
-        return told(read_tail(planned.step.stdout, planned.step.stderr), code)
+        names = {place.address: place.name for place in self._journal.entry.hosts}
+        return told(read_tail(planned.step.stdout, planned.step.stderr), code, names)
 
     def _stopped(self, why: Reason | None) -> Ending:
         match why:

@@ -4,10 +4,13 @@ Messages of Open MPI 4 and 5 and of MPICH's Hydra 4 and 5, which prints to stand
 can print the same words: it then tells a lie about its own failure, and no more.
 """
 
+import errno
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 _TAIL_BYTES = 1 << 16
 _EXITED_BY_SIGNAL = 128
@@ -28,6 +31,12 @@ _OPENMPI_LOST = re.compile(
 _OPENMPI_PEER = re.compile(
     r"peer process has unexpectedly disconnected.{0,1000}?Peer host:\s+(?P<host>\S+)", re.DOTALL
 )
+_OPENMPI_UNREACHED = re.compile(
+    r"failed\s+to\s+TCP\s+connect\s+to\s+a\s+peer\s+MPI\s+process.{0,400}?"
+    r"Message:\s+connect\(\) to (?P<address>\S+):\d+ failed\s+Error:[^\n]*\((?P<errno>\d+)\)",
+    re.DOTALL,
+)
+_NOBODY_LISTENS = (errno.ECONNREFUSED, errno.ECONNRESET)
 _HYDRA_SIGNAL = re.compile(
     r"^=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\s+"
     r"=\s+PID \d+ RUNNING AT (?P<host>\S+)\s+=\s+EXIT CODE: (?P<status>\d+)",
@@ -35,6 +44,8 @@ _HYDRA_SIGNAL = re.compile(
 )
 _HYDRA_CAUSE = re.compile(r"THE EXIT STRING: .*?\(signal (?P<signal>\d+)\)")
 _HYDRA_ABORT = re.compile(r"^Abort\(-?\d+\)[^\n]*\(rank (?P<rank>\d+) in comm 0\)", re.MULTILINE)
+
+_NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +62,17 @@ class Told:
     note: str = ""
 
 
-def told(text: str, code: int | None = None) -> Told:
-    """Read what a launcher printed that exited with ``code``."""
+def told(text: str, code: int | None = None, names: Mapping[str, str] = _NO_NAMES) -> Told:
+    """Read what a launcher printed that exited with ``code``.
+
+    ``names`` are those of the hosts, by their addresses.
+    """
     lost = _OPENMPI_LOST.search(text)
+    note = _note(text)
     return Told(
-        failed=_failed(text, code), lost=lost["host"] if lost is not None else "", note=_note(text)
+        failed=_failed(text, code) or ("" if note else _gone(text, names)),
+        lost=lost["host"] if lost is not None else "",
+        note=note,
     )
 
 
@@ -90,10 +107,18 @@ def _failed(text: str, code: int | None) -> str:
     number = (code or 0) - _EXITED_BY_SIGNAL
     if number in signal.valid_signals() and _OPENMPI_ABORTED.search(text):
         return f"a rank was ended by {signal_name(number)}"
+    return ""
+
+
+def _gone(text: str, names: Mapping[str, str]) -> str:
+    """Tell which rank the others saw gone before mpirun did, whereupon they ended the job."""
     found = _OPENMPI_PEER.search(text)
-    if found is not None and not _OPENMPI_CODE.search(text):
-        # The others saw it go before mpirun did, and ended the job.
+    if found is not None:
         return f"a rank on {found['host']} ended before the others"
+    found = _OPENMPI_UNREACHED.search(text)
+    if found is not None and int(found["errno"]) in _NOBODY_LISTENS:
+        address = found["address"].strip("[]")
+        return f"a rank on {names.get(address, address)} ended before the others had reached it"
     return ""
 
 
