@@ -25,9 +25,9 @@ from simagent.queues.sqs_setup import create_queue
 
 HEAD = "head"
 CLUSTER = "lab"
-NOTICED = 30.0
-"""Seconds within which a fault has ended the task, or given it back."""
-_PATIENCE = 60.0
+NOTICED = 60.0
+"""Seconds within which a fault has ended the task, or given it back; of silence it takes 15."""
+_PATIENCE = 180.0
 _ROUND = 5.0
 _GROUP = "default"
 
@@ -167,9 +167,10 @@ class ClusterLab(Rig):
         self.until(lambda: not self.agents_of(name))
 
     def log_of(self, name: str) -> str:
-        """Give what an agent has logged."""
+        """Give what an agent has logged, but for the line that it may be writing."""
         file = self.folder / name / "agent.log"
-        return file.read_text(errors="replace") if file.exists() else ""
+        text = file.read_text(errors="replace") if file.exists() else ""
+        return text[: text.rfind("\n") + 1]
 
     def open_ssh(self) -> None:
         """Let the head reach the others by ssh, as who writes mpirun by hand has to."""
@@ -194,6 +195,10 @@ class ClusterLab(Rig):
                 self.start(name)
 
     # --- Tasks ---------------------------------------------------------------------------------
+
+    def until(self, look: Callable[[], _T | None], seconds: float = _PATIENCE) -> _T:
+        """Look until there is something to see."""
+        return super().until(look, seconds)
 
     def link(self, sif: Path) -> str:
         """Give an image's file to all VMs; give its reference there."""

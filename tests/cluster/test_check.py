@@ -88,11 +88,11 @@ def test_a_head_tries_it_by_itself(
     lab.start(HEAD, mpi={"size": 2, "check": True, **image})
 
     def found() -> list[dict[str, Any]] | None:
-        lines = [json.loads(line) for line in lab.log_of(HEAD)[begun:].splitlines()]
-        told = [line for line in lines if str(line["event"]).startswith("MPI ")]
+        lines = [line for line in lab.log_of(HEAD)[begun:].splitlines() if line.startswith("{")]
+        told = [line for line in map(json.loads, lines) if str(line["event"]).startswith("MPI ")]
         return told if len(told) > 1 else None
 
-    tried, works = lab.until(found, 120.0)
+    tried, works = lab.until(found, 240.0)
     assert (tried["event"], tried["hosts"]) == ("MPI is tried on the hosts of the cluster", 2)
     assert (works["event"], works["ranks"]) == ("MPI works on the hosts of the cluster", 4), works
     lab.check()

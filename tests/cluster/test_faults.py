@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -131,7 +131,8 @@ def test_mpirun_dies(lab: ClusterLab, image: str, how: str) -> None:
         if Path(command.split()[0]).name in ("mpirun", "prterun")
     ]
     for pid in mpirun:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended with another one
+            os.kill(pid, signal.SIGKILL)
     state = lab.ends(task, NOTICED)
     assert state.status == "failed"
     assert state.reason in ("signal", "mpi_rank_failed", "exit_code"), lab.told(task)
@@ -239,7 +240,7 @@ def test_a_kill_ends_all_ranks(lab: ClusterLab, image: str, how: str) -> None:
 
 
 def test_the_time_limit_ends_all_ranks(lab: ClusterLab, image: str) -> None:
-    task = spanning(lab, image, time_limit=8.0)
+    task = spanning(lab, image, time_limit=25.0)  # ranks start within
     state = lab.ends(task, NOTICED)
     assert (state.status, state.reason) == ("timed_out", "time_limit")
     lab.check()

@@ -39,7 +39,7 @@ def test_another_head_stands_by_and_takes_over(lab: ClusterLab) -> None:
     lab.start(STANDBY, mpi={"size": 2})
     lab.until(lambda: "cluster lab" in lab.log_of(STANDBY) or lab.agents_of(STANDBY))
     lab.head.die()
-    lab.until(lambda: said(lab, STANDBY, "cluster_led"), 60)
+    lab.until(lambda: said(lab, STANDBY, "cluster_led"))
     lab.running_on(task, RANK, STANDBY, "m1")
     assert lab.client.state(task).epoch == 2, lab.told(task)
     lab.go(task)
@@ -55,7 +55,7 @@ def test_a_task_waits_for_its_hosts_and_a_head_says_for_which(lab: ClusterLab) -
     (told,) = lab.until(lambda: said(lab, HEAD, "hosts_awaited"))
     assert (told["missing"], told["of"]) == (2, 3)
     lab.start("m1")
-    told = lab.until(lambda: awaits_one(lab), 60)
+    told = lab.until(lambda: awaits_one(lab))
     assert told["error"] == "no member is called nobody, there is m1"
     refusals = lab.until(lambda: said(lab, HEAD, "task_refused"))
     assert "waits for" in str(refusals[-1]["reason"])
@@ -69,13 +69,13 @@ def test_a_task_waits_for_its_hosts_and_a_head_says_for_which(lab: ClusterLab) -
 
 def test_what_is_not_to_be_had_is_refused_in_a_line(lab: ClusterLab) -> None:
     lab.up(members=1)
-    lab.until(lambda: said(lab, HEAD, "hosts_there"), 60)
+    lab.until(lambda: said(lab, HEAD, "hosts_there"))
     for fields, why in (
         ({"hosts": 3, "np": 3}, "commands[0].mpi.hosts: 3 hosts are asked for, the cluster has 2"),
         ({"np": 9}, "commands[0].mpi.np: 9 ranks are"),
     ):
         task = spanning(lab, **fields)
-        state = lab.ends(task, 120)
+        state = lab.ends(task)
         assert (state.status, state.reason) == ("error", "unsupported"), lab.told(task)
         assert why in state.message
     head = lab.head.run("simagent agent --cluster x", check=False, SIMAGENT_SLOTS="2")
@@ -84,9 +84,9 @@ def test_what_is_not_to_be_had_is_refused_in_a_line(lab: ClusterLab) -> None:
 
 def test_a_crash_while_hosts_are_gathered_leaves_nothing(lab: ClusterLab) -> None:
     lab.up(members=1)
-    lab.until(lambda: said(lab, HEAD, "hosts_there"), 60)
+    lab.until(lambda: said(lab, HEAD, "hosts_there"))
     task = spanning(lab)
-    lab.until(lambda: list(lab.shared.glob(f"{CLUSTER}/*{task.id}.*")), 60)
+    lab.until(lambda: list(lab.shared.glob(f"{CLUSTER}/*{task.id}.*")))
     lab.kill_agent(HEAD)
     lab.start(HEAD)
     lab.running_on(task, RANK, HEAD, "m1")

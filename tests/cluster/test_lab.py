@@ -35,7 +35,7 @@ def test_what_runs_is_seen_and_faults_are_felt(lab: ClusterLab) -> None:
     member = lab.vms["m1"]
     member.spawn("sleep 1000", "sleep.log")
     lab.until(lambda: lab.left() == ["m1: sleep 1000"])
-    reach = "ssh -o ConnectTimeout=2 -o ConnectionAttempts=1 m1 hostname"
+    reach = "ssh -o ConnectTimeout=20 -o ConnectionAttempts=1 m1 hostname"
     assert lab.head.run(reach).stdout == "m1\n"
     member.freeze()
     assert lab.head.run(f"timeout 3 {reach}", check=False).returncode != 0

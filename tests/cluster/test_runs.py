@@ -120,7 +120,7 @@ def test_openfoam_computes_the_same_on_two_hosts(lab: ClusterLab, sif: Sif) -> N
         image=image,
         inputs=inputs,
     )
-    lab.succeeds(spanned, seconds=120)
+    lab.succeeds(spanned, seconds=300)
     assert "nProcs : 2" in lab.log(spanned).decode()
     velocities = [velocity(lab.outputs(task)) for task in (serial, spanned)]
     assert len(velocities[0]) == 3 * 31 * 31

@@ -26,7 +26,7 @@ AGENTS = 8
 SLOTS = 2
 KILLED = 2
 AT_ONCE = 4
-LONGEST = 120.0 + 2.0 * TASKS
+LONGEST = 300.0 + 4.0 * TASKS
 
 
 @pytest.mark.timeout(2 * LONGEST)
