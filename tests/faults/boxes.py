@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,10 @@ class BoxLab(Lab):
         """List the payloads that run for a task: their process ids on this machine."""
         found = []
         for pid, command in Recorder(self.folder).processes():
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
-            if command.startswith(f"{_PYTHON} ") and task.id.encode() in environ:
-                found.append(pid)
+            with suppress(OSError):  # it has just ended
+                environ = Path(f"/proc/{pid}/environ").read_bytes()
+                if command.startswith(f"{_PYTHON} ") and task.id.encode() in environ:
+                    found.append(pid)
         return found
 
     def containers(self) -> list[str]:

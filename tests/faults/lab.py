@@ -180,9 +180,9 @@ class Lab(Rig):
         (self.truth / "agents" / name).unlink()
 
     def log_of(self, name: str = "state") -> list[dict[str, Any]]:
-        """Read the events that an agent has logged."""
-        lines = (self.folder / f"{name}.log").read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        """Read the events that an agent has logged, but for the line that it may be writing."""
+        written, _, _ = (self.folder / f"{name}.log").read_text().rpartition("\n")
+        return [json.loads(line) for line in written.splitlines() if line.startswith("{")]
 
     def stop(self) -> None:
         """Stop all agents, which has to work."""
