@@ -311,7 +311,7 @@ def test_a_wait_may_be_longer_than_the_system_knows(folder: Folder, seconds: flo
 
 def test_a_start_that_took_too_long_does_not_happen_any_more(folder: Folder) -> None:
     os.mkfifo(folder.root / "out")  # opening it hangs, as on a disk that does not answer
-    runtime = ProcessRuntime(start_limit=0.3)
+    runtime = ProcessRuntime(start_limit=1.5)  # a Python starts in that, also on a busy machine
     plan = folder.plan("touch", "ran")
     with pytest.raises(RuntimeFailedError, match="does not answer"):
         runtime.start(plan)
@@ -478,8 +478,8 @@ def test_after_a_restart_of_the_machine_the_step_is_lost(folder: Folder) -> None
 
 
 def test_without_an_agent_the_step_is_ended(folder: Folder) -> None:
-    step = folder.runtime.start(folder.plan("sleep", "600", orphan_limit=0.4))
-    for _ in range(10):
+    step = folder.runtime.start(folder.plan("sleep", "600", orphan_limit=2.0))
+    for _ in range(30):
         folder.runtime.keep_alive(folder.root / "steps")
         assert step.wait(0.1) is None, "an agent looked after it"
     result = step.wait(LIMIT)

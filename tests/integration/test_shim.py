@@ -161,7 +161,7 @@ def test_the_step_does_not_hold_the_lock(folder: Folder) -> None:
 
 def test_a_step_whose_folder_is_deleted_is_ended(folder: Folder) -> None:
     step = folder.runtime.start(
-        folder.plan("sh", "-c", "echo $$; exec sleep 600", orphan_limit=0.2)
+        folder.plan("sh", "-c", "echo $$; exec sleep 600", orphan_limit=2.0)
     )
     until(folder.reported)
     shutil.rmtree(folder.root / "steps")
