@@ -192,6 +192,13 @@ def test_of_a_run(rig: Rig) -> None:
     assert process.wait(30) == 0
 
 
+def told_of_end(port: int) -> str | None:
+    """Give what Prometheus is told, as soon as a task has ended there."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        text: str = answer.read().decode()
+    return text if "\nsimagent_tasks_ended_total{" in text else None
+
+
 def test_prometheus_is_told_the_same(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("SIMAGENT_METRICS_LISTEN", str(port))
@@ -199,8 +206,7 @@ def test_prometheus_is_told_the_same(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
     try:
         task = rig.submit("true")
         assert rig.finish(task).status == "succeeded"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        text = rig.until(lambda: told_of_end(port))  # the agent counts it once it has read it back
     finally:
         process.terminate()
         process.wait(30)
