@@ -14,7 +14,7 @@ from engines.apptainer import Apptainer
 from engines.dockerd import Engine
 from engines.registry import Registry
 from engines.s3_servers import RGW, SWIFT, S3Server
-from engines.shared import shared_engine, shared_s3
+from engines.shared import alone, shared_engine, shared_s3
 
 TINY = "simagent-tiny:1"
 """An image of BusyBox alone: a shell and small tools, 2 MB."""
@@ -29,10 +29,11 @@ def _needs(why_not: str | None) -> None:
 
 def _make_tiny(engine: Engine) -> str:
     _needs(None if _BUSYBOX.exists() else "busybox is missing (make engines installs it)")
-    if engine.run("image", "inspect", TINY, check=False).returncode:
-        names = subprocess.run([_BUSYBOX, "--list"], capture_output=True, text=True, check=True)
-        tools = {f"bin/{name}": "busybox" for name in names.stdout.split() if name != "busybox"}
-        engine.import_image(TINY, {"bin/busybox": _BUSYBOX, **tools}, 'CMD ["sh"]')
+    with alone("tiny"):
+        if engine.run("image", "inspect", TINY, check=False).returncode:
+            names = subprocess.run([_BUSYBOX, "--list"], capture_output=True, text=True, check=True)
+            tools = {f"bin/{name}": "busybox" for name in names.stdout.split() if name != "busybox"}
+            engine.import_image(TINY, {"bin/busybox": _BUSYBOX, **tools}, 'CMD ["sh"]')
     return TINY
 
 

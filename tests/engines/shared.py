@@ -38,6 +38,13 @@ def _locked(name: str, how: int) -> Iterator[int]:
         os.close(handle)
 
 
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Let one process at a time make what all tests share; ``name`` says what."""
+    with _locked(name, fcntl.LOCK_EX):
+        yield
+
+
 def _folder(name: str) -> Path:
     """Give the folder of the engine there is, or that of one that is to be started."""
     note = STATE / f"{name}folder"
