@@ -26,6 +26,8 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from engines.ports import free_port
+
 RESET = "reset before it is passed on"
 LOST = "applied, and its answer lost"
 STALL = "stalled before it is passed on"
@@ -154,7 +156,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._listener: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
-        self._port = 0
+        self._port = free_port()  # the same again after `down`: nobody else is to have it
 
     @property
     def endpoint(self) -> str:
@@ -196,7 +198,6 @@ class Proxy:
         self._listener = await asyncio.start_server(
             self._serve, "127.0.0.1", self._port, limit=2**20, reuse_address=True
         )
-        self._port = self._listener.sockets[0].getsockname()[1]
 
     async def _shut(self) -> None:
         if self._listener is not None:

@@ -20,7 +20,7 @@ from engines.ports import free_port
 from engines.shared import STATE
 from shelf.images import make_debian
 
-pytestmark = pytest.mark.timeout(600)  # the first one builds the image
+pytestmark = pytest.mark.timeout(1800)  # the first one builds the image
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "containers" / "compose.sh"
@@ -53,7 +53,7 @@ def call(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0 or not check, done.stdout + done.stderr
