@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 def nothing_left(cluster: Cluster, task: TaskKeys) -> None:
     until(lambda: commands_of(task.id) == [], "an end of all ranks and of the broker")
-    assert all(member.running == [] for member in cluster.members.values())
+    until(lambda: all(not m.running for m in cluster.members.values()), "an end of the daemons")
     assert not list((cluster.folder / "shared" / "grid").iterdir())
     assert not list((cluster.folder / "state" / "attempts").iterdir())
 
@@ -67,9 +68,13 @@ def test_samples_of_all_hosts_are_kept(cluster: Cluster) -> None:
     with cluster.up():
         task = cluster.ranks(SLEEP)
         cluster.everywhere(task)
-        (metrics,) = (cluster.folder / "state" / "attempts").glob("*/metrics.jsonl")
-        until(lambda: b'"host":"vm2"' in metrics.read_bytes(), "a sample of vm2")
-        until(lambda: b'"host":"vm3"' in metrics.read_bytes(), "a sample of vm3")
+        attempts = cluster.folder / "state" / "attempts"
+
+        def sampled() -> bool:
+            text = "".join(file.read_text() for file in attempts.glob("*/metrics.jsonl"))
+            return all(f'"host":"{host}"' in text for host in cluster.members)
+
+        until(sampled, "samples of vm2 and vm3")
         cluster.client.kill(task, by="the test", grace=1.0)
         cluster.finish(task)
     nothing_left(cluster, task)
@@ -77,7 +82,7 @@ def test_samples_of_all_hosts_are_kept(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("how", ["kill", "time_limit", "disk_full"])
 def test_all_ranks_end_with_their_task(cluster: Cluster, how: str) -> None:
-    limit = 4.0 if how == "time_limit" else None
+    limit = 10.0 if how == "time_limit" else None
     with cluster.up():
         task = cluster.ranks(SLEEP, grace=1.0, time_limit=limit)
         cluster.everywhere(task)
@@ -122,7 +127,8 @@ def test_a_daemon_that_is_killed_is_a_host_that_is_lost(cluster: Cluster) -> Non
         daemon.send_signal(signal.SIGKILL)
         for pid in commands_of(task.id):
             if is_rank(pid):
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it is being ended anyway
+                    os.kill(pid, signal.SIGTERM)
         state = cluster.finish(task)
     assert (state.status, state.reason) == ("error", "mpi_host_lost")
     assert "host vm2: MPI's daemon there was ended by SIGKILL" in (state.message or "")
@@ -138,7 +144,8 @@ def test_a_daemon_that_crashes_is_no_host_that_is_lost(cluster: Cluster) -> None
         daemon.send_signal(signal.SIGSEGV)
         for pid in commands_of(task.id):
             if is_rank(pid):
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it is being ended anyway
+                    os.kill(pid, signal.SIGTERM)
         state = cluster.finish(task)
     assert (state.status, state.reason) == ("failed", "mpi_rank_failed")
     assert len(state.attempts) == 1
@@ -187,7 +194,7 @@ def test_a_broker_whose_step_is_never_started_ends_with_the_task(cluster: Cluste
     del cluster.containers.start
     with cluster.up():
         state = cluster.finish(task)
-        assert commands_of(task.id) == []
+        until(lambda: commands_of(task.id) == [], "the end of the broker")
     assert (state.status, state.epoch) == ("killed", 1)
     nothing_left(cluster, task)
 
@@ -220,7 +227,7 @@ def test_a_host_that_was_lost_while_no_agent_ran_is_noticed_by_the_next(cluster:
         state = cluster.finish(task)
     assert (state.status, state.reason) == ("error", "mpi_host_lost")
     assert "host vm2: " in (state.message or "")
-    assert not any(map(alive, ranks))
+    until(lambda: not any(map(alive, ranks)), "the end of all ranks")
     nothing_left(cluster, task)
 
 
@@ -238,10 +245,12 @@ def test_a_host_that_goes_away_has_the_task_given_back_with_its_name(cluster: Cl
         task = cluster.ranks(SLEEP, grace=1.0, max_attempts=1)
         cluster.everywhere(task)
         cluster.members["vm3"].departs = {"why": "the cloud takes this machine", "left": 15.0}
+        cluster.until(lambda: cluster.client.state(task).attempts[0].reason)
+        cluster.members["vm3"].departs = None  # the next attempt may begin at once
         state = cluster.until(
-            lambda: s if (s := cluster.client.state(task)).lease is None else None
+            lambda: s if (s := cluster.client.state(task)).counters.preemptions else None
         )
-        assert (state.status, state.counters.preemptions) == ("queued", 1)
+        assert state.counters.preemptions == 1
         assert state.attempts[0].reason == "preempted"
         assert state.attempts[0].message == "host vm3: the cloud takes this machine"
         assert "vm3" in [name for name, _ in cluster.heads[0].doubted]
