@@ -36,7 +36,7 @@ if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
 fi
 dockerd --bridge none --iptables=false --ip6tables=false --data-root {_DATA} \\
     --group "$(id -gn {USER})" >/state/dockerd.log 2>&1 &
-for _ in $(seq 300); do docker info >/dev/null 2>&1 && exit; sleep 0.1; done
+for _ in $(seq 900); do docker info >/dev/null 2>&1 && exit; sleep 0.1; done
 tail -n 5 /state/dockerd.log >&2
 exit 1
 """

@@ -134,7 +134,7 @@ def server(machine: Machine) -> str:
 
 
 @pytest.fixture
-def cluster(machines: Lab, package: Callable[[str], Path], shared: Path, image: Path) -> Cluster:
+def cluster(shared: Path, machines: Lab, package: Callable[[str], Path], image: Path) -> Cluster:
     made = Cluster(machines, package("trixie"), shared, image)
     made.start()
     return made
