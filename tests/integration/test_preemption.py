@@ -12,10 +12,12 @@ import pytest
 
 from fakes import clouds
 from fakes.clouds import Metadata
+from fakes.faults import UNAVAILABLE, Fault, Faults, FaultyStore
 from fakes.rig import Rig, kill9
 from fakes.slow import SlowStore
 from simagent.clouds.aws import Aws
 from simagent.clouds.gcp import Gcp
+from simagent.domain.keys import TaskKeys
 from simagent.ledger import Ledger
 from simagent.ports.clock import SystemClock
 from simagent.worker.context import Context
@@ -42,6 +44,23 @@ def goes(cloud: str, at: float) -> dict[str, str]:
         case "gcp":
             return clouds.gcp_preempted()
     return clouds.azure_events(clouds.azure_event("Preempt", at, "vm-7"))
+
+
+class Line:
+    """What is between an agent and its store: keys that hold ``fails`` do not get through."""
+
+    def __init__(self) -> None:
+        self.fails: str | None = "/output"
+
+    def put_between(self, ctx: Context) -> Context:
+        """Put it before the store of an agent that begins."""
+
+        def plan(_call: str, key: str) -> Fault | None:
+            fails = self.fails
+            return UNAVAILABLE if fails is not None and fails in key else None
+
+        ledger = Ledger(FaultyStore(ctx.ledger.store, Faults(ctx.clock, plan)))
+        return replace(ctx, ledger=ledger, lease_ledger=ledger)
 
 
 def pid_of(rig: Rig) -> int:
@@ -188,6 +207,43 @@ def test_a_machine_that_goes_too_soon_counts_as_preempted_and_not_as_lost(rig: R
     assert "before it had given the task back" in (state.attempts[0].message or "")
 
 
+def finalizing(rig: Rig, task: TaskKeys) -> bool:
+    return rig.client.state(task).status == "finalizing"
+
+
+def noted(rig: Rig, task: TaskKeys) -> bool:
+    return rig.client.state(task).attempts[0].reason == "preempted"
+
+
+def test_outputs_that_are_not_stored_before_the_machine_goes_count_as_preempted(rig: Rig) -> None:
+    store = Line()
+    with rig.agent("first", change=store.put_between) as first:
+        task = rig.submit("true")
+        rig.until(lambda: finalizing(rig, task))
+        first.interrupt(Preempted("the machine goes away", SystemClock().now() + 3.0))
+        rig.until(lambda: noted(rig, task))
+        store.fails = ""
+    with rig.agent("second"):
+        state = rig.finish(task)
+    assert (state.status, state.epoch, state.reason) == ("succeeded", 2, None)
+    assert (state.counters.preemptions, state.counters.losses) == (1, 0)
+    assert "before it had given the task back" in (state.attempts[0].message or "")
+    store.fails = None  # for the agent that went with its machine: it learns that it is too late
+
+
+def test_outputs_that_are_stored_before_the_machine_goes_are_the_task_s_end(rig: Rig) -> None:
+    store = Line()
+    with rig.agent(change=store.put_between) as agent:
+        task = rig.submit("true")
+        rig.until(lambda: finalizing(rig, task))
+        agent.interrupt(Preempted("the machine goes away", SystemClock().now() + 60.0))
+        rig.until(lambda: noted(rig, task))
+        store.fails = None
+        state = rig.finish(task)
+    assert (state.status, state.epoch, state.attempts[0].reason) == ("succeeded", 1, None)
+    assert (state.counters.preemptions, state.counters.losses) == (0, 0)
+
+
 def test_a_machine_that_stays_after_all_has_an_agent_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +259,7 @@ def test_a_machine_that_stays_after_all_has_an_agent_again(
         agent = rig.process("agent")
         assert rig.finish(task).status == "succeeded"
         agent.send_signal(signal.SIGTERM)
-        assert agent.wait(20) == 0
+        assert agent.wait(60) == 0
 
 
 def test_a_metadata_server_that_hangs_keeps_nothing_from_running(rig: Rig) -> None:

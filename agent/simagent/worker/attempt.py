@@ -347,4 +347,4 @@ class AttemptRun:
             timings=self._timeline.as_dict() | ran,
             ran_seconds=sum(timing.seconds for timing in ran.values()) if ran else None,
         )
-        return attempt if self.finalizing else self.orders.noted(attempt)
+        return self.orders.noted(attempt)
