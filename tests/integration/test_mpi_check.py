@@ -86,7 +86,7 @@ def test_the_agent_that_runs_here_does_it_and_the_task_can_be_kept(cli: Cli) -> 
         done = cli("mpi", "check", "--np", "1", "--keep", "--json")
     finally:
         agent.send_signal(signal.SIGTERM)
-        agent.communicate(timeout=30)
+        agent.communicate(timeout=60)
     report = json.loads(done.stdout)
     assert report["ok"]
     assert "is left to an agent" in done.stderr

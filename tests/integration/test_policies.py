@@ -132,7 +132,7 @@ def whole_task(fleet: Fleet, user: Rig) -> None:
     )
     user.until(lambda: user.running(task))
     user.until(lambda: "large" in [item.name for item in user.client.files(task).list("")[0]])
-    assert any(agent.group == "default" for agent in agents_of(user.config()))
+    user.until(lambda: any(agent.group == "default" for agent in agents_of(user.config())))
     user.client.sync(task, ["copy"], fleet.folder / "synced", timeout=60)
     # What a client left behind that was killed: the agent removes it at the end.
     open_store(user.config()).put(task.request("left"), b"{}")

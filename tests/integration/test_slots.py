@@ -160,7 +160,7 @@ def test_after_a_kill_all_that_ran_is_counted_before_anything_is_begun(tmp_path:
         states = [rig.finish(task) for task in tasks]
     finally:
         agent.terminate()
-        agent.wait(20)
+        agent.wait(60)
     assert {(state.status, state.epoch) for state in states} == {("succeeded", 1)}
     assert all(said(rig, task) == what for task, what in before.items())  # not begun anew
 

@@ -49,7 +49,8 @@ def test_a_task_runs_and_leaves_no_bell(tmp_path: Path, moto: Moto, name: str) -
 
 
 def test_a_bell_that_comes_twice_runs_its_task_once(tmp_path: Path, moto: Moto, name: str) -> None:
-    rig = rig_of(tmp_path, moto, name)
+    # Long beside what a busy machine lets a lease's thread wait: the other would take it.
+    rig = rig_of(tmp_path, moto, name, lease_ttl=15.0)
     task = rig.submit({"run": "echo ran >> ran.txt; sleep 1", "shell": True})
     open_queue(rig.config(), "default").send(bell.encode(task))
     assert count(moto, name) == 2
@@ -106,7 +107,7 @@ def test_a_drain_does_not_wait_for_the_poll(tmp_path: Path, moto: Moto, name: st
         assert polling.wait(30)
         began = CLOCK.now()
         agent.drain()
-    assert CLOCK.now() - began < 5
+    assert CLOCK.now() - began < 15
 
 
 def test_an_agent_ends_at_once_in_the_middle_of_a_poll(
@@ -119,7 +120,7 @@ def test_an_agent_ends_at_once_in_the_middle_of_a_poll(
         assert rig.finish(task).status == "succeeded"
         rig.until(lambda: count(moto, name) == 0)
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(15) == 0
     finally:
         process.kill()
         process.wait()
