@@ -1,8 +1,10 @@
 """Which address of this machine the other hosts of a cluster are told."""
 
+from pathlib import Path
+
 import pytest
 
-from simagent.worker.address import AddressError, own_address
+from simagent.worker.address import AddressError, own_address, tcp_device
 
 
 def test_an_interface_is_found_by_its_name_and_by_its_network() -> None:
@@ -27,3 +29,12 @@ def test_without_a_choice_it_is_no_loopback() -> None:
     except AddressError:
         addresses = []
     assert not any(found.ip.is_loopback for found in addresses)
+
+
+def test_a_device_is_named_where_nothing_is_faster_than_tcp(tmp_path: Path) -> None:
+    faster = tmp_path / "infiniband"
+    assert tcp_device("127.0.0.0/8", faster=faster) == "lo"
+    faster.mkdir()
+    assert tcp_device("lo", faster=faster) == "lo"
+    (faster / "mlx5_0").mkdir()
+    assert tcp_device("lo", faster=faster) == ""

@@ -47,7 +47,8 @@ class Member(Record):
     ``host`` is its name, ``address`` and ``port`` where its ssh server listens for ``ssh_user``,
     who proves itself by ``host_key`` (in the form of known_hosts(5), without the names).
     ``slots`` is the number of ranks that it takes; ``mpi`` names what is installed, such as
-    ``openmpi 4.1.4``. ``uid`` is whom ranks run as. With ``trouble`` it cannot take part, and says
+    ``openmpi 4.1.4``. ``interface`` is the name of its network's, where there is nothing faster
+    than TCP. ``uid`` is whom ranks run as. With ``trouble`` it cannot take part, and says
     why. ``at`` is Unix time, for people alone.
     """
 
@@ -64,6 +65,7 @@ class Member(Record):
     host_key: str
     slots: int
     uid: int
+    interface: str = ""
     runtimes: tuple[str, ...] = ()
     mpi: tuple[str, ...] = ()
     machine: dict[str, str | int | float] = Field(default_factory=dict)

@@ -6,7 +6,7 @@ from simagent.cluster.ssh import HeadKey
 from simagent.config import Config, ConfigError
 from simagent.ledger import Ledger
 from simagent.ports.clock import Clock
-from simagent.worker.address import AddressError, own_address
+from simagent.worker.address import AddressError, own_address, tcp_device
 from simagent.worker.context import Identity
 from simagent.worker.cores import physical_cores
 from simagent.worker.head import Head, Leadership
@@ -28,6 +28,7 @@ def open_head(config: Config, identity: Identity, ledger: Ledger, clock: Clock) 
         )
     try:
         at = own_address(config.mpi.interface)
+        interface = "" if config.mpi.interface is None else tcp_device(config.mpi.interface)
     except AddressError as error:
         raise ConfigError(str(error)) from error
     key = HeadKey(config.state_dir / "head")
@@ -37,6 +38,7 @@ def open_head(config: Config, identity: Identity, ledger: Ledger, clock: Clock) 
         address=str(at.ip),
         slots=config.mpi.slots or physical_cores(),
         agent=identity.agent,
+        interface=interface,
     )
     leadership = Leadership(
         cluster=config.cluster,

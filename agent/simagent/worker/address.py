@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -10,6 +11,9 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # Addresses for documentation (RFC 5737): nothing is sent there, the kernel is asked for the way.
 _SOMEWHERE = ("192.0.2.1", 9)
+
+_FASTER = Path("/sys/class/infiniband")
+"""Where Linux lists all that can RDMA: InfiniBand, RoCE, EFA, …"""
 
 
 class AddressError(Exception):
@@ -38,6 +42,18 @@ def own_address(interface: str | None) -> Interface:
     what = "a network besides loopback" if interface is None else interface
     known = ", ".join(f"{name} {at}" for name, at in there)
     raise AddressError(f"mpi.interface: this machine has no address in {what}; it has {known}")
+
+
+def tcp_device(interface: str | None, *, faster: Path = _FASTER) -> str:
+    """Name the network interface which `own_address` is of, where ranks have nothing but TCP.
+
+    Empty where there is something faster: what restricts an MPI to an interface would keep it from
+    that. Raises `AddressError`.
+    """
+    own = own_address(interface)
+    if faster.is_dir() and any(faster.iterdir()):
+        return ""
+    return next((name for name, at in _addresses() if at == own), "")
 
 
 def _addresses() -> Iterator[tuple[str, Interface]]:

@@ -68,4 +68,10 @@ def arrange(own: Place, members: Iterable[Member], wanted: tuple[Wanted, ...]) -
 
 def place_of(member: Member) -> Place:
     """Give the host of a member as an attempt knows it."""
-    return Place(name=member.host, address=member.address, slots=member.slots, agent=member.agent)
+    return Place(
+        name=member.host,
+        address=member.address,
+        slots=member.slots,
+        agent=member.agent,
+        interface=member.interface,
+    )

@@ -23,13 +23,15 @@ NAME = "journal.json"
 class Place(Record):
     """A host that ranks of an attempt run on; the first of them is the head.
 
-    ``agent`` is that of the host, ``slots`` are the ranks that it takes at most.
+    ``agent`` is that of the host, ``slots`` are the ranks that it takes at most. ``interface`` is
+    the name of MPI's network's, where that was chosen, and there is nothing faster than TCP.
     """
 
     name: str
     address: str
     slots: int
     agent: str
+    interface: str = ""
 
     @property
     def host(self) -> Host:

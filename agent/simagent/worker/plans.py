@@ -1,6 +1,6 @@
 """What a step is: the spec's command, made into a plan that needs no agent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,6 +138,8 @@ def _launch(ctx: Context, spec: Spec, journal: Journal, number: int, run: _Launc
         span = Span(hosts=layout.hosts, agent=launch.program(seen), network=entry.network)
     # Else each rank of a program with OpenMP would take all cores.
     env = {"OMP_NUM_THREADS": str(layout.threads)} | run.env
+    if span is not None and launcher.name != "openmpi":
+        env = _of_the_network(entry.hosts) | env
     ranks = Ranks(
         np=layout.np,
         env=tuple(env),
@@ -153,6 +155,18 @@ def _launch(ctx: Context, spec: Spec, journal: Journal, number: int, run: _Launc
     if hybrid:
         return _hybrid(launcher, ranks, replace(run, env=env), over, force=mpi.force)
     return _launched(launcher, ranks, run.argv, env, over)
+
+
+def _of_the_network(hosts: Sequence[Place]) -> dict[str, str]:
+    """Tell MPICH's ranks, by what its two libraries read, which network is theirs.
+
+    Only where that was chosen, all hosts know it by the same name, and nothing faster is kept from
+    ranks by it.
+    """
+    names = {place.interface for place in hosts}
+    if len(names) > 1 or "" in names:
+        return {}
+    return dict.fromkeys(("FI_TCP_IFACE", "UCX_NET_DEVICES"), names.pop())
 
 
 def _launched(

@@ -9,7 +9,7 @@ from simagent.domain import keys
 from simagent.domain.cluster import SHOWS_EVERY, Member
 from simagent.ports.clock import Wake
 from simagent.ports.store import StoreError
-from simagent.worker.address import AddressError, own_address
+from simagent.worker.address import AddressError, own_address, tcp_device
 from simagent.worker.capacity import short_of_space
 from simagent.worker.entries import Entries
 from simagent.worker.membership import Membership
@@ -80,9 +80,10 @@ class Registration:
     def _record(self) -> Member:
         member, identity = self._member, self._member.identity
         troubles = [self._trouble(), _sharing(member), _room(member)]
-        address = host_key = ""
+        address = interface = host_key = ""
         try:
             address = str(own_address(member.interface).ip)
+            interface = tcp_device(member.interface)
             host_key = self._sshd.host_key
         except (AddressError, SshdError) as error:
             troubles.append(str(error))
@@ -99,6 +100,7 @@ class Registration:
             host_key=host_key,
             slots=member.slots,
             uid=member.settings.users.common[0],
+            interface=interface,
             runtimes=_runtimes(member),
             mpi=member.mpi(),
             machine=dict(identity.machine),
