@@ -83,6 +83,7 @@ give_back() { # SERVICES
     [ ${#ids[@]} -gt 0 ] || return 0
     for _ in first second; do
         docker kill --signal INT "${ids[@]}" >/dev/null 2>&1 || true # one may not run
+        sleep 1 # two that arrive at once are one
     done
     timeout 60 docker wait "${ids[@]}" >/dev/null 2>&1 || true
 }

@@ -272,8 +272,10 @@ def test_a_task_of_an_agent_that_is_interrupted_goes_to_the_other(fleet: Fleet) 
     task = fleet.submit(WAITS)
     until(runs(fleet))
     service = fleet.holder(task)
-    for _ in range(2):
-        fleet.engine.run("kill", "--signal", "INT", fleet.container(service))
+    container = fleet.container(service)
+    fleet.engine.run("kill", "--signal", "INT", container)
+    until(lambda: " draining " in fleet.simagent("agents"))
+    fleet.engine.run("kill", "--signal", "INT", container)
     until(runs(fleet, times=2))
     assert fleet.holder(task) != service
     let_go(fleet, task)
