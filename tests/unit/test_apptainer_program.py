@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from simagent.runtimes import apptainer_program
-from simagent.runtimes.apptainer_program import ApptainerProgram, inspected
+from simagent.runtimes.apptainer_program import ApptainerProgram
 from simagent.runtimes.static_shell import static_shell
 
 BUILD = "PACKAGE_NAME=apptainer\nLIBEXECDIR={folder}\n"
@@ -103,9 +103,3 @@ def test_a_device_for_root_alone_is_of_no_use_to_tasks(tmp_path: Path) -> None:
     assert apptainer_program._is_for_all(device)
     device.chmod(0o400)
     assert not apptainer_program._is_for_all(device)
-
-
-def test_labels() -> None:
-    answer = {"data": {"attributes": {"labels": {"a": "b", "n": 1}}}, "type": "container"}
-    assert inspected(answer) == {"a": "b", "n": "1"}
-    assert inspected({"data": {"attributes": {}}}) == {}

@@ -18,24 +18,13 @@ from simagent.cluster.messages import (
     EVENT,
     SILENT_AFTER,
     Beat,
-    Check,
-    Checked,
-    Departs,
-    Enter,
-    Exited,
-    Fetch,
-    Fetched,
     Leave,
-    Refused,
-    Sampled,
-    Started,
+    Request,
+    Told,
 )
 from simagent.cluster.relay import Lines
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, poll_timeout
-
-Told = Checked | Fetched | Started | Sampled | Departs | Exited | Refused
-"""What a member says, but for its beats."""
 
 _BEAT: Final = Beat().model_dump_json().encode() + b"\n"
 _MOST_WORDS = 2000
@@ -75,9 +64,7 @@ class Connection:
     signal other than SIGKILL.
     """
 
-    def __init__(
-        self, command: Sequence[str], request: Check | Fetch | Enter, pace: Pace = PACE
-    ) -> None:
+    def __init__(self, command: Sequence[str], request: Request, pace: Pace = PACE) -> None:
         self._pace = pace
         self._events: deque[Told] = deque()
         self._lines = Lines()

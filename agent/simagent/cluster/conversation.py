@@ -16,16 +16,13 @@ from simagent.cluster.messages import (
     SILENT_AFTER,
     Beat,
     Check,
-    Checked,
-    Departs,
     Enter,
-    Exited,
     Fetch,
-    Fetched,
     Leave,
     Refused,
-    Sampled,
+    Request,
     Started,
+    Told,
 )
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Clock, Waitable, Wake
@@ -120,7 +117,7 @@ class Conversation:
                     finally:
                         hold.release()
 
-    def _request(self) -> Check | Fetch | Enter | None:
+    def _request(self) -> Request | None:
         while not self._unread:
             if self._lines.lost or self._stopped:
                 return None
@@ -214,9 +211,7 @@ class Conversation:
         log.warning("refused to the head", reason=reason.value, why=why)
         self._tell(Refused(reason=reason.value, why=why))
 
-    def _tell(
-        self, event: Beat | Checked | Fetched | Started | Sampled | Departs | Exited | Refused
-    ) -> None:
+    def _tell(self, event: Beat | Told) -> None:
         if self._lines.closed:
             return
         try:

@@ -145,14 +145,13 @@ class Refused(Record):
     why: str
 
 
-Request = Annotated[Check | Fetch | Enter, Field(discriminator="ask")]
-Event = Annotated[
-    Beat | Checked | Fetched | Started | Sampled | Departs | Exited | Refused,
-    Field(discriminator="event"),
-]
-REQUEST: TypeAdapter[Check | Fetch | Enter] = TypeAdapter(Request)
-EVENT: TypeAdapter[Beat | Checked | Fetched | Started | Sampled | Departs | Exited | Refused] = (
-    TypeAdapter(Event)
+Request = Check | Fetch | Enter
+"""What a head asks a member for first."""
+Told = Checked | Fetched | Started | Sampled | Departs | Exited | Refused
+"""What a member says, but for its beats."""
+REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(Annotated[Request, Field(discriminator="ask")])
+EVENT: Final[TypeAdapter[Beat | Told]] = TypeAdapter(
+    Annotated[Beat | Told, Field(discriminator="event")]
 )
 
 TOKEN: Final = ".simagent-token"  # noqa: S105 - the name of a file

@@ -20,7 +20,7 @@ from simagent.domain.reasons import Reason
 from simagent.ports.clock import SystemClock, Waitable
 from simagent.ports.images import ImageError, Progress, PullInterruptedError
 from simagent.runtimes.apptainer_program import ApptainerProgram
-from simagent.runtimes.makers import give, maker
+from simagent.runtimes.build_user import build_user, give
 from simagent.runtimes.workplace import remove_folder
 
 _LOOK_EVERY = 0.5
@@ -104,7 +104,7 @@ class Builder:
             home = folder / "home"
             home.mkdir(mode=0o700, parents=True)
             image = folder / "image.sif"
-            user = maker(folder.parent, source.name)
+            user = build_user(folder.parent, source.name)
             argv = self._argv(source, image, home)
             with open(home / "said", "w+b") as said:
                 give((folder, home, *home.iterdir()), user)

@@ -6,7 +6,7 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,15 +107,6 @@ class ApptainerProgram:
             timeout=_ANSWER_LIMIT,
             check=True,
         ).stdout
-
-
-def inspected(answer: Mapping[str, object]) -> Mapping[str, str]:
-    """Give the labels in what ``apptainer inspect --json`` printed."""
-    from spython.main.inspect import parse_labels  # noqa: PLC0415
-
-    data = answer.get("data", answer)
-    labels = parse_labels(data)["attributes"]["labels"]
-    return {str(name): str(value) for name, value in labels.items()}
 
 
 def _privileged(built: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ _USER = "simagent"
 _READ, _PASS = 0o004, 0o001
 
 
-def maker(folder: Path, source: str) -> tuple[int, int] | None:
+def build_user(folder: Path, source: str) -> tuple[int, int] | None:
     """Tell the user and group to convert ``source`` in ``folder``; None: the agent's own.
 
     Its own, too, where another user cannot get to what is needed.
