@@ -21,11 +21,16 @@ def counting(lab: Lab, number: float) -> TaskKeys:
 
 def whole(lab: Lab, task: TaskKeys) -> Checkpoint | None:
     """Give what the state names, which has to be there as it was stored."""
-    named = lab.client.state(task).checkpoint
-    if named is not None:
-        data = (lab.folder / "store" / named.archive).read_bytes()
+    while (named := lab.client.state(task).checkpoint) is not None:
+        try:
+            data = (lab.folder / "store" / named.archive).read_bytes()
+        except FileNotFoundError:
+            # A later one may have taken its place since the state was read.
+            assert lab.client.state(task).checkpoint != named, f"{named.archive} is gone"
+            continue
         assert hashlib.sha256(data).hexdigest() == named.sha256, f"{named.archive} is damaged"
-    return named
+        return named
+    return None
 
 
 def sets(lab: Lab, task: TaskKeys) -> list[Path]:

@@ -9,7 +9,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,13 @@ class Fleet:
 
     def of_others(self) -> list[Path]:
         """Give the files in the folder that are not the user's, but for what tests put there."""
-        files = (path for path in self.folder.rglob("*") if path.name != "go")
-        return [path for path in files if path.lstat().st_uid != self.user]
+        found = []
+        for folder, _, names in os.walk(self.folder):  # which passes over folders that vanish
+            for path in (Path(folder), *(Path(folder, name) for name in names if name != "go")):
+                with suppress(FileNotFoundError):  # an agent tidies up
+                    if path.lstat().st_uid != self.user:
+                        found.append(path)
+        return found
 
     def left(self) -> list[str]:
         """Give what the engine has of the fleet."""

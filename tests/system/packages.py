@@ -90,4 +90,4 @@ def _sources() -> Iterator[Path]:
         yield CHECKOUT / name
     for folder in ("agent", "docs", "systemd"):
         files = sorted((CHECKOUT / folder).rglob("*"))
-        yield from (f for f in files if f.is_file() and f.suffix != ".pyc")
+        yield from (f for f in files if "__pycache__" not in f.parts and f.is_file())
