@@ -149,7 +149,7 @@ class AttemptRun:
                 self._telemetry.stop(_FLUSH_SECONDS / 2, final=False)
             except LeaseLost as order:
                 self._telemetry.stop(0.0, final=False)
-                stop_leftovers(self._ctx, self._journal.folder)
+                stop_leftovers(self._ctx, self._journal.folder, self.orders)
                 scatter(self._ctx, self._journal.entry)
                 self._holding.abandon(order)
             except Exception:
@@ -261,12 +261,12 @@ class AttemptRun:
         except OSError as error:
             if not is_no_space(error):
                 raise
-            stop_leftovers(self._ctx, self._journal.folder)
+            stop_leftovers(self._ctx, self._journal.folder, self.orders)
             what = "to go on" if self._journal.entry.prepared else "for the inputs"
             return Ending(Status.FAILED, Reason.DISK_FULL, f"no room {what}: {error}")
 
     def _give_back(self, reason: Reason, message: str) -> Ending | None:
-        stop_leftovers(self._ctx, self._journal.folder)
+        stop_leftovers(self._ctx, self._journal.folder, self.orders)
         ended = self._ctx.clock.wall()
         farewell = Farewell(self._ctx, self._spec, self._journal, self.orders)
         kept, outputs = farewell.take(self._steps.left, self._telemetry, self._checkpoints)

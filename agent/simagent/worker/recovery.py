@@ -20,10 +20,12 @@ from simagent.worker.context import Context
 from simagent.worker.gathering import scatter
 from simagent.worker.journal import Journal, steps_folder
 from simagent.worker.laying import forget_checkpoints
+from simagent.worker.orders import Orders
 from simagent.worker.span import end_doors
 
 _GRACE = 5.0
 _WAIT = 20.0
+_SHARE_TO_STOP = 1 / 3  # of the time left, where the machine goes away
 
 log = structlog.get_logger()
 
@@ -85,8 +87,19 @@ def _clean_up(ctx: Context, journal: Journal) -> None:
         journal.remove()  # an intent that was never applied, or nothing was begun
 
 
-def stop_leftovers(ctx: Context, folder: Path) -> None:
-    """End what an attempt still runs, here and on other hosts, by its folder alone."""
+def stop_leftovers(ctx: Context, folder: Path, orders: Orders | None = None) -> None:
+    """End what an attempt still runs, here and on other hosts, by its folder alone.
+
+    It takes no more than a share of the time that the attempt's ``orders`` leave.
+    """
+    started = ctx.clock.now()
+
+    def time_for(most: float) -> float:
+        if orders is None:
+            return most
+        spent = ctx.clock.now() - started
+        return max(0.0, orders.time_for(most + spent, started, _SHARE_TO_STOP) - spent)
+
     steps = steps_folder(folder)
     for number in range(len(list(steps.glob("step-*.json")))):
         nothing = Path(os.devnull)
@@ -100,9 +113,9 @@ def stop_leftovers(ctx: Context, folder: Path) -> None:
                 log.warning("leftovers not found", folder=str(folder), error=str(error))
                 continue
             if step is not None and step.wait(0.0) is None:
-                step.stop(_GRACE)
-                step.wait(_WAIT)
+                step.stop(time_for(_GRACE))
+                step.wait(time_for(_WAIT))
     try:
-        end_doors(ctx, folder)
+        end_doors(ctx, folder, time_for)
     except RuntimeFailedError as error:
         log.warning("leftovers not found", folder=str(folder), error=str(error))

@@ -8,7 +8,7 @@ step itself.
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -290,10 +290,10 @@ def keep_folder_alive(ctx: Context, attempt: Path) -> None:
             runtime.keep_alive(folder)
 
 
-def end_doors(ctx: Context, attempt: Path) -> None:
+def end_doors(ctx: Context, attempt: Path, time_for: Callable[[float], float]) -> None:
     """End the brokers of an attempt, by its folder alone, and with them what runs elsewhere.
 
-    Raises `RuntimeFailedError`.
+    ``time_for`` tells how many seconds something may take. Raises `RuntimeFailedError`.
     """
     nothing = Path(os.devnull)
     for folder in _records(attempt):
@@ -302,8 +302,8 @@ def end_doors(ctx: Context, attempt: Path) -> None:
         )
         step = ctx.runtimes["process"].attach(plan)
         if step is not None and step.wait(0.0) is None:
-            step.stop(_LEAVE_GRACE)
-            step.wait(_LEAVE_WITHIN)
+            step.stop(time_for(_LEAVE_GRACE))
+            step.wait(time_for(_LEAVE_WITHIN))
 
 
 def _records(attempt: Path) -> list[Path]:
