@@ -108,7 +108,7 @@ class Job:
             for event in self._stream:
                 self._note(event)
                 self.news.set()
-        except (EngineAwayError, EngineRefusedError, ImageError) as error:
+        except Exception as error:  # noqa: BLE001 - nothing that fails may pass for done
             self.failure = error
         finally:
             self.over = True
@@ -208,7 +208,8 @@ def explain(what: str, failure: Exception) -> ImageError:
         return failure
     if isinstance(failure, EngineRefusedError):
         return _meaning(what, str(failure))
-    return ImageError(Reason.RUNTIME_FAILED, f"{what}: {failure}", retryable=True)
+    why = str(failure) if isinstance(failure, EngineAwayError) else repr(failure)
+    return ImageError(Reason.RUNTIME_FAILED, f"{what}: {why}", retryable=True)
 
 
 def _meaning(what: str, text: str) -> ImageError:

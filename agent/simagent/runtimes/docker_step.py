@@ -61,6 +61,7 @@ class DockerStep:
         self._lock = threading.Lock()
         self._over = Wake()
         self._watcher: threading.Thread | None = None
+        self._error: Exception | None = None
         if exit_ is not None or found is None or ended(found["State"]):
             self._over.set()
         elif self._order() is not None:
@@ -69,7 +70,8 @@ class DockerStep:
     def wait(self, timeout: float | None, *wakes: Waitable) -> StepExit | None:
         """Give the step's end as soon as it is known.
 
-        None after ``timeout`` seconds (a day at most), or when one of ``wakes`` is ready.
+        None after ``timeout`` seconds (a day at most), or when one of ``wakes`` is ready. Raises
+        what kept its watcher from knowing.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._exit is None:
@@ -77,6 +79,8 @@ class DockerStep:
             due = self._usage.due()
             ready = self._ready(due if left is None else min(left, due), *wakes)
             if self._over.fileno() in ready:
+                if self._error is not None:
+                    raise self._error
                 with self._lock:
                     self._exit = self._exit or self._conclude()
             elif ready or left == 0.0:
@@ -153,6 +157,14 @@ class DockerStep:
         self._usage.look([*first, *(process.pid for process in tree)])
 
     def _watch(self) -> None:
+        try:
+            self._await_end()
+        except Exception as error:  # noqa: BLE001 - raised by who waits, who else would for ever
+            self._error = error
+        finally:
+            self._over.set()
+
+    def _await_end(self) -> None:
         """Wait for the container's end, whatever the engine goes through meanwhile."""
         while True:
             try:
@@ -162,7 +174,7 @@ class DockerStep:
                     # An engine that goes down takes no more calls, then ends its containers.
                     if self._order() is None and self._engine.trouble() is not None:
                         self._outages.append(self._outage())
-                    break
+                    return
             except EngineAwayError:
                 self._outages.append(self._outage())
                 if self._order() is not None:
@@ -170,9 +182,10 @@ class DockerStep:
             except EngineRefusedError as error:
                 if error.status == 404:
                     self._found = None
-                    break
+                    return
+            except OSError:  # no record can be read, as where no file descriptor is left
+                pass
             time.sleep(_LOOK_EVERY)
-        self._over.set()
 
     def _look(self) -> dict[str, Any] | None:
         """Inspect the container; whoever removes one by force kills it first."""
@@ -204,7 +217,8 @@ class DockerStep:
         def once() -> None:
             found = self._engine.find(self._name)
             if found is not None and found["State"]["Paused"]:
-                self._engine.ask(lambda client: client.unpause(self._name))
+                with suppress(EngineRefusedError):  # somebody else did so just now
+                    self._engine.ask(lambda client: client.unpause(self._name))
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             grace = max(0, math.ceil((deadline or now) - now))
             self._engine.ask(lambda client: client.stop(self._name, timeout=grace))
@@ -215,11 +229,13 @@ class DockerStep:
                 try:
                     once()
                 except EngineAwayError:
-                    time.sleep(_LOOK_EVERY)
-                except EngineRefusedError:
-                    return  # it has ended
+                    pass
+                except EngineRefusedError as error:
+                    if error.status < 500:
+                        return  # it has ended
                 else:
                     return
+                time.sleep(_LOOK_EVERY)
 
         threading.Thread(target=stop, name=f"stop {self._name}", daemon=True).start()
 
@@ -272,10 +288,7 @@ class DockerStep:
     def _within_one_engine(self, state: dict[str, Any]) -> bool:
         """Tell whether the engine, as it runs now, saw the container both start and end."""
         since, until = int(moment(state["StartedAt"])), math.ceil(time.time())
-        about = {"container": self._name, "event": ["start", "die"]}
-        seen = self._engine.ask(
-            lambda client: list(client.events(since=since, until=until, filters=about, decode=True))
-        )
+        seen = self._engine.events(self._name, ("start", "die"), since=since, until=until)
         return {event["Action"] for event in seen} >= {"start", "die"}
 
 
