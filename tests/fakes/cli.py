@@ -33,7 +33,7 @@ class Cli:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -66,7 +66,7 @@ class Cli:
             yield
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(180)
 
     def submit(self, text: str, *args: str) -> str:
         return self("submit", "-", *args, stdin=text).stdout.strip()

@@ -114,7 +114,7 @@ class Rig:
             yield agent
         finally:
             agent.drain()
-            thread.join(60)
+            thread.join(180)
             held.close()
         assert not thread.is_alive(), "the agent did not stop"
         if errors:
