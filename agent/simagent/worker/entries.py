@@ -1,15 +1,8 @@
-"""What runs on a member for steps of its head, in records that outlive the agent.
+"""What runs on a member for steps of its head, with records that outlive the agent."""
 
-Each run has a folder: ``entry.json`` from before its start until its end, ``ended.json`` from then
-until nobody asks for it any more, and beside it what the runtime and the run itself write.
-"""
-
-import json
 import re
 import threading
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -18,14 +11,13 @@ from simagent.cluster.messages import Enter, Exited
 from simagent.domain.cluster import Head, Spanning
 from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
-from simagent.domain.state import Record
 from simagent.ports.clock import Waitable
 from simagent.ports.runtime import Runtime, RuntimeFailedError, Step, StepExit, StepPlan
 from simagent.transfer.removal import remove_tree
+from simagent.worker import entry_records
 from simagent.worker.departure import Departure
-from simagent.worker.durable import write_durably
 from simagent.worker.entry import Entry, EntryHold
-from simagent.worker.entry_plans import check_request, have_image, lay_entry, plan_entry
+from simagent.worker.entry_plans import check_request, have_image, plan_entry
 from simagent.worker.membership import Membership
 from simagent.worker.snapshot import RunView
 
@@ -36,21 +28,10 @@ FRESH = 15.0
 KEPT = 600.0
 """Seconds for which the end of a run is told again to who asks for it."""
 
-FORMAT = 1
-_RECORD, _ENDED = "entry.json", "ended.json"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,199}")
 _LOOK_AGAIN = 1.0
 
 log = structlog.get_logger()
-
-
-class EntryRecord(Record):
-    """What is written down about a run. ``image`` is the handle of the request's."""
-
-    format: int = FORMAT
-    request: Enter
-    image: str | None = None
-    exited: Exited | None = None
 
 
 class Entries:
@@ -67,7 +48,13 @@ class Entries:
         self.departure = Departure(member.clock)
         member.entries.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in sorted(member.entries.iterdir()):
-            self._recover(folder)
+            try:
+                entry = entry_records.read(folder, member.clock)
+            except entry_records.NewerRunError:
+                self._newer.add(folder.name)
+            else:
+                if entry is not None:
+                    self._entries[folder.name] = entry
 
     def enter(self, request: Enter, gone: Waitable) -> EntryHold:
         """Start a run, or give that which was started for the same entry before.
@@ -199,7 +186,7 @@ class Entries:
             entry.image = have_image(member, request.runtime, request.image, gone)
             plan = plan_entry(member, request, entry.folder, entry.image)
             try:
-                self._record(entry)
+                entry_records.begin(entry, member.folder.parent)
             except OSError as error:
                 remove_tree(entry.folder)
                 why = f"{entry.folder}: {error.strerror or error}"
@@ -270,12 +257,7 @@ class Entries:
             if entry.exited is not None:
                 return entry.exited
             exited = entry.told(exit_)
-            with suppress(OSError):  # then the runtime's record of it has to stay
-                self._write(entry, exited)
-                (entry.folder / _RECORD).unlink(missing_ok=True)
-                for path in entry.folder.iterdir():
-                    if path.name != _ENDED:
-                        remove_tree(path) if path.is_dir() else path.unlink()
+            entry_records.conclude(entry, exited)
             entry.exited, entry.since = exited, self._member.clock.now()
         attempt, request = entry.request.attempt, entry.request
         log.info(
@@ -288,49 +270,6 @@ class Entries:
             message=exited.message,
         )
         return exited
-
-    # --- Their records ------------------------------------------------------------------------
-
-    def _record(self, entry: Entry) -> None:
-        entry.folder.mkdir(mode=0o700, exist_ok=True)
-        lay_entry(entry.request, entry.folder, self._member.folder.parent)
-        self._write(entry, None)
-        entry.recorded = True
-
-    def _write(self, entry: Entry, exited: Exited | None) -> None:
-        record = EntryRecord(request=entry.request, image=entry.image, exited=exited)
-        name = _RECORD if exited is None else _ENDED
-        write_durably(entry.folder / name, record.model_dump_json(indent=1).encode())
-
-    def _recover(self, folder: Path) -> None:
-        """Read what an earlier agent wrote down of a run."""
-        for name in (_ENDED, _RECORD):
-            try:
-                fields = json.loads((folder / name).read_bytes())
-                if isinstance(fields, dict) and fields.get("format", FORMAT) > FORMAT:
-                    self._leave(folder, fields)
-                    return
-                record = EntryRecord.model_validate(fields)
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, RecursionError) as error:
-                log.warning(Event.JOURNAL_SET_ASIDE, path=str(folder), error=str(error)[:200])
-                break
-            entry = Entry(record.request, folder, self._member.clock)
-            entry.image, entry.exited, entry.recorded = record.image, record.exited, True
-            self._entries[folder.name] = entry
-            return
-        remove_tree(folder)
-
-    def _leave(self, folder: Path, fields: dict[str, Any]) -> None:
-        """Leave a run as it is that a newer version began. Raises ValueError."""
-        try:
-            attempt = fields["request"]["attempt"]
-            task, epoch = attempt["task"], attempt["epoch"]
-        except (LookupError, TypeError):
-            task = epoch = None
-        log.warning(Event.JOURNAL_TOO_NEW, path=str(folder), task=task, epoch=epoch)
-        self._newer.add(folder.name)
 
     def _forget(self, entry: Entry) -> None:
         with self._lock:
