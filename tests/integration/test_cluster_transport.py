@@ -26,12 +26,14 @@ from simagent.ports.clock import Wake
 from simagent.ports.runtime import StepPlan
 from simagent.runtimes.process import ProcessRuntime
 
-QUICK = Pace(beat=0.1, silent=1.0, contact=10.0)
+QUICK = Pace(beat=0.1, silent=20.0, contact=30.0)
+SHORT = Pace(beat=0.1, silent=2.0, contact=30.0)
+"""For hosts that stand still: others may fall silent for a moment on a busy machine."""
 SPAN = Spanning(project="default", task="01J", epoch=1)
 CHECK = Check(folder="default.t.1", token="x", uid=0, version="1")
 
 
-def relay_to(member: Path, *, silent: float = 5.0, again: float = 5.0) -> tuple[str, ...]:
+def relay_to(member: Path, *, silent: float = 20.0, again: float = 20.0) -> tuple[str, ...]:
     numbers = (str(number) for number in (0.1, silent, again))
     return (sys.executable, "-I", "-S", relay.__file__, str(member), *numbers)
 
@@ -81,7 +83,7 @@ class Lab:
     def laid(self) -> Path:
         return self.root / "launch"
 
-    def plan(self, *ssh: str, limit: float = 10.0, pace: Pace = QUICK) -> None:
+    def plan(self, *ssh: str, limit: float = 30.0, pace: Pace = QUICK) -> None:
         launch.lay(self.laid, uid=os.getuid(), gid=os.getgid())
         peer = broker.Peer(name="b", ssh=ssh or relay_to(self.member.path), enter=template())
         broker.write_plan(self.private, self.laid, {"10.0.0.2": peer}, pace=pace, limit=limit)
@@ -127,7 +129,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     return process.returncode, errors.decode()
 
 
@@ -142,11 +144,11 @@ def test_a_task_that_rings_without_a_pause_does_not_keep_the_broker_busy(lab: La
 
     before, began = reads(), time.monotonic()
     bell = os.open(lab.laid / launch.BELL, os.O_WRONLY | os.O_NONBLOCK)
-    while time.monotonic() < began + 1.5:
+    while time.monotonic() < began + 1.5 or reads() - before <= 3:
         with suppress(BlockingIOError):
             os.write(bell, b"\n" * 4096)
     os.close(bell)
-    assert 3 < reads() - before < 100 * (time.monotonic() - began)
+    assert reads() - before < 100 * (time.monotonic() - began)
     assert ended(lab.mpirun("10.0.0.2", "exit", "3"))[0] == 3
 
 
@@ -272,7 +274,7 @@ def test_told_to_end_the_broker_leaves_all_hosts_and_says_how_that_went(lab: Lab
     call = lab.mpirun("10.0.0.2", "sleep 600")
     lab.until("entered")
     process.terminate()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert lab.until("exited").signal == 9
     assert ended(call)[0] == 128 + 9
     assert lab.member.told_to_leave == [1.0]
@@ -294,8 +296,8 @@ def test_a_runtime_that_ends_the_whole_tree_does_not_cut_the_way_to_the_hosts(la
     lab.until("ready")
     lab.mpirun("10.0.0.2", "sleep 600")
     lab.until("entered")
-    step.stop(25.0)
-    exit_ = step.wait(20)
+    step.stop(60.0)
+    exit_ = step.wait(50)
     assert exit_ is not None
     assert (exit_.exit_code, exit_.signal) == (0, None)
     assert lab.until("exited").signal == 9
@@ -309,7 +311,7 @@ def test_a_host_that_does_not_end_its_ranks_is_lost(lab: Lab) -> None:
     lab.mpirun("10.0.0.2", "sleep 600")
     lab.until("entered")
     process.terminate()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert lab.until("lost").why == "it did not end its ranks within 0.5 s"
 
 
@@ -347,7 +349,7 @@ def test_when_mpirun_goes_away_the_hosts_are_left(lab: Lab) -> None:
 
 
 def test_a_host_that_stands_still_is_lost_by_its_silence(lab: Lab) -> None:
-    lab.plan()
+    lab.plan(pace=SHORT)
     lab.start()
     call = lab.mpirun("10.0.0.2", "sleep 600")
     lab.until("entered")
@@ -355,9 +357,9 @@ def test_a_host_that_stands_still_is_lost_by_its_silence(lab: Lab) -> None:
     began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     lost = lab.until("lost")
-    assert time.monotonic() - began < 3 * QUICK.silent
+    assert time.monotonic() - began < QUICK.silent
     assert (lost.host, lost.address) == ("b", "10.0.0.2")
-    assert lost.why == "nothing was heard of it for 1 s: it stands still or is cut off"
+    assert lost.why == "nothing was heard of it for 2 s: it stands still or is cut off"
     code, errors = ended(call)
     assert (code, errors) == (255, f"enter: 10.0.0.2: lost: {lost.why}\n")
     until(lambda: lab.member.left, "the end of the entry, as its connection closed")
@@ -386,7 +388,7 @@ def test_a_host_that_cannot_be_reached_is_named_with_the_words_of_ssh(lab: Lab) 
 
 
 def test_a_host_that_never_answers_is_lost(lab: Lab) -> None:
-    lab.plan("sleep", "600", pace=Pace(beat=0.1, silent=1.0, contact=0.5))
+    lab.plan("sleep", "600", pace=Pace(beat=0.1, silent=20.0, contact=0.5))
     lab.start()
     assert ended(lab.mpirun("10.0.0.2", "true"))[0] == 255
     assert lab.until("lost").why == "there was no answer within 0.5 s"
@@ -433,7 +435,7 @@ def test_an_agent_that_is_started_anew_ends_no_rank(lab: Lab) -> None:
     assert lab.member.requests[0] == lab.member.requests[1]
     assert len(lab.member.running) == 1
     process.terminate()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert lab.until("exited").signal == 9
     assert len(lab.named("entered")) == 1
 
@@ -457,23 +459,23 @@ def test_a_relay_whose_head_is_silent_ends(lab: Lab) -> None:
     assert process.stdin is not None
     process.stdin.write(template().with_(command="sleep 600").model_dump_json().encode() + b"\n")
     process.stdin.flush()
-    assert process.wait(timeout=10) == 1
+    assert process.wait(timeout=60) == 1
     assert b"the head is silent for 0.5 s" in process.communicate()[1]
     until(lambda: lab.member.left)
 
 
 def test_members_are_asked_and_answer(lab: Lab) -> None:
-    checked = ask(relay_to(lab.member.path), CHECK, timeout=10.0)
+    checked = ask(relay_to(lab.member.path), CHECK, timeout=30.0)
     assert checked is not None
     assert checked.event == "checked"
-    fetched = ask(relay_to(lab.member.path), Fetch(runtime="docker", image="some"), timeout=10.0)
+    fetched = ask(relay_to(lab.member.path), Fetch(runtime="docker", image="some"), timeout=30.0)
     assert fetched is not None
     assert fetched.event == "fetched"
 
 
 def test_a_refusal_is_raised_with_its_reason(lab: Lab) -> None:
     with pytest.raises(HostRefusedError, match="no such image") as refused:
-        ask(relay_to(lab.member.path), Fetch(runtime="docker", image="missing"), timeout=10.0)
+        ask(relay_to(lab.member.path), Fetch(runtime="docker", image="missing"), timeout=30.0)
     assert refused.value.reason == "image_not_found"
 
 
@@ -489,15 +491,15 @@ def test_who_asks_waits_no_longer_than_wanted(lab: Lab) -> None:
 def test_a_host_whose_agent_does_not_run_is_lost(lab: Lab) -> None:
     lab.member.close()
     with pytest.raises(HostLostError, match="its agent does not answer: Connection refused"):
-        ask(relay_to(lab.member.path, again=0.6), CHECK, timeout=10.0)
+        ask(relay_to(lab.member.path, again=0.6), CHECK, timeout=30.0)
 
 
 def test_a_program_that_is_not_there_is_a_lost_host(tmp_path: Path) -> None:
     with pytest.raises(HostLostError, match="/ssh cannot be run: No such file"):
-        ask([str(tmp_path / "ssh")], CHECK, timeout=5.0)
+        ask([str(tmp_path / "ssh")], CHECK, timeout=30.0)
 
 
 def test_what_a_login_shell_prints_is_not_taken_for_an_answer(lab: Lab) -> None:
     command = ("sh", "-c", 'echo Welcome; "$@"', "sh", *relay_to(lab.member.path))
-    checked = ask(command, CHECK, timeout=10.0)
+    checked = ask(command, CHECK, timeout=30.0)
     assert checked is not None
