@@ -8,7 +8,7 @@ import pytest
 from fakes.actors import Actor, create, increment, together
 from fakes.s3 import Bucket, make_store
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 WRITERS = 8
 
