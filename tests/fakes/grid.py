@@ -83,9 +83,6 @@ class FakeHead(Head):
     def settled(self) -> bool:
         return True
 
-    def lacking(self, runtime: str, places: Any) -> str | None:
-        return None
-
     def ssh(self, place: Place) -> tuple[str, ...]:
         numbers = ("0.2", "10", "10")
         path = str(self.members[place.name].path)

@@ -292,14 +292,6 @@ class Head:
         """Give what a host that can be used tells of itself; None of this one."""
         return next((it for it in self._roster.members() if it.agent == place.agent), None)
 
-    def lacking(self, runtime: str, places: Iterable[Place]) -> str | None:
-        """Tell which of some hosts lacks a runtime; None where all have it."""
-        for place in places:
-            member = self.member(place)
-            if member is not None and runtime not in member.runtimes:
-                return f"host {place.name} has no {runtime}: install it there"
-        return None
-
     def ssh(self, place: Place) -> tuple[str, ...]:
         """Give the command line by which a member is entered. Raises `SshError`."""
         try:

@@ -69,9 +69,11 @@ def _require_common(spec: Spec, head: Head, chosen: tuple[Place, ...], runtime: 
         )
     if spec.image is None or runtime is None:
         return
-    lack = head.lacking(runtime, chosen[1:])
-    if lack is not None:
-        raise NoRuntimeError(f"runtime: {lack}")
+    for place in chosen[1:]:
+        member = head.member(place)
+        if member is not None and runtime not in member.runtimes:
+            why = f"runtime: host {place.name} has no {runtime}: install it there"
+            raise NoRuntimeError(why)
 
 
 def shared_name(entry: Entry) -> str:
