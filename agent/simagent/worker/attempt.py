@@ -2,8 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
@@ -14,31 +14,24 @@ from simagent.ports.images import ImageError
 from simagent.telemetry.timeline import Timeline
 from simagent.transfer.errors import InputError
 from simagent.worker.bells import BellKeeper
-from simagent.worker.checkpoints import open_checkpoints
+from simagent.worker.beside import Beside
 from simagent.worker.containers import shut
 from simagent.worker.context import Context
-from simagent.worker.control import Control
 from simagent.worker.disk import is_no_space
-from simagent.worker.diskwatch import DiskWatch
 from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.farewell import Farewell
 from simagent.worker.gathering import gather, scatter
 from simagent.worker.holding import Holding
 from simagent.worker.imaging import fetch_image
 from simagent.worker.journal import Journal
-from simagent.worker.lease import Lease
-from simagent.worker.live import LiveFiles
 from simagent.worker.orders import Detached, Interrupted, LeaseLost, Orders, Partitioned, Preempted
 from simagent.worker.prepare import prepare
 from simagent.worker.publish import OutputFailedError, UnreadOutputsError, publish, stderr_tail
 from simagent.worker.recovery import stop_leftovers
 from simagent.worker.room import NoRoomError, Patience
 from simagent.worker.snapshot import TaskView
-from simagent.worker.span import keep_alive
 from simagent.worker.steps import StepRunner
-from simagent.worker.syncing import Syncing
 from simagent.worker.taskview import view_of
-from simagent.worker.telemetry import Telemetry
 from simagent.worker.threads import Threads
 
 _FLUSH_SECONDS = 10.0
@@ -67,9 +60,7 @@ class AttemptRun:
         ``yields`` tells whether commands of others run here, which go before what is done after
         its own.
         """
-        assert state.lease is not None
         self._ctx = ctx
-        self._threads = threads
         self._journal = journal
         self._spec = spec
         self._runtime = ctx.runtimes[journal.entry.runtime]
@@ -83,28 +74,18 @@ class AttemptRun:
         self.bell = BellKeeper(ctx.queue, ctx.clock, ctx.times, self.task, journal.entry.receipt)
         self._holding = Holding(ctx, journal, self.orders, self.bell)
         self._steps = StepRunner(ctx, spec, journal, self.orders, self._runtime)
-        self._telemetry = Telemetry(
-            ctx, journal, self._steps.pids, threads.crashed, others=self._steps.samples
-        )
-        self._lease = Lease(
-            ctx.lease_ledger,
-            ctx.clock,
-            ctx.times,
-            task=self.task,
-            me=journal.entry.holder,
-            beat=state.lease.beat,
+        self._beside = Beside(
+            ctx,
+            journal,
+            state,
+            spec,
+            threads=threads,
             orders=self.orders,
+            steps=self._steps,
             progress=self._attempt,
-            stop_after=self._stop_after(),
-            tally=ctx.tally,
         )
+        self._lease, self._telemetry = self._beside.lease, self._beside.telemetry
         self._checkpoint = state.checkpoint
-        self._checkpoints = open_checkpoints(
-            ctx, spec, journal, self.orders, state.checkpoint, signal=self._steps.signal
-        )
-        if self._checkpoints is not None:
-            self._steps.save = self._checkpoints.save
-        self._syncing = Syncing(ctx, spec, journal, threads)
         if state.kill is not None:
             self.orders.ask_kill(state.kill)
 
@@ -139,7 +120,7 @@ class AttemptRun:
 
     def run(self) -> None:
         """Run to the end; returns early, with everything written down, when detached."""
-        with self._companions():
+        with self._beside.going():
             try:
                 ending = self._to_ending()
                 scatter(self._ctx, self._journal.entry)
@@ -157,58 +138,6 @@ class AttemptRun:
                 with suppress(OSError):
                     self._journal.write(crashes=self._journal.entry.crashes + 1)
                 raise
-
-    @contextmanager
-    def _companions(self) -> Iterator[None]:
-        """Run the threads that go along with an attempt."""
-        ledger, clock, journal = self._ctx.ledger, self._ctx.clock, self._journal
-        epoch, root = journal.entry.epoch, journal.artifacts
-        control = Control(
-            ledger,
-            clock,
-            task=self.task,
-            orders=self.orders,
-            live=LiveFiles(
-                ledger.store,
-                clock,
-                task=self.task,
-                epoch=epoch,
-                root=root,
-                syncs=self._syncing,
-            ),
-            looks=self._ctx.settings.looks,
-            follow=self._telemetry.follow,
-            keep_alive=lambda: keep_alive(self._ctx, journal),
-        )
-        give_way = self._checkpoints.make_room if self._checkpoints is not None else lambda: None
-        disk = DiskWatch(self._ctx, journal, self.orders, make_room=give_way)
-        threads = [
-            self._threads.start(f"lease {self.task.id}", self._lease.run),
-            self._threads.start(f"control {self.task.id}", control.run),
-            self._threads.start(f"disk {self.task.id}", disk.run),
-        ]
-        if self._checkpoints is not None:
-            self._checkpoints.start(self._threads)
-        self._telemetry.start()
-        try:
-            yield
-        finally:
-            control.stop()
-            disk.stop()
-            self._syncing.stop(0.0)
-            if self._checkpoints is not None:
-                self._checkpoints.stop(0.0)
-            self._lease.stop()
-            self._telemetry.stop(0.0, final=False)
-            for thread in threads:
-                thread.join(_FLUSH_SECONDS)
-
-    def _stop_after(self) -> float | None:
-        """Tell when an outage ends the steps: early enough for them to be gone at the TTL."""
-        if self._spec.on_partition != "stop":
-            return None
-        times = self._ctx.times
-        return max(2 * times.renew_every, times.lease_ttl - self._spec.grace - times.renew_every)
 
     def _to_ending(self) -> Ending | None:
         """Prepare and run; None where the task was given back."""
@@ -269,7 +198,7 @@ class AttemptRun:
         stop_leftovers(self._ctx, self._journal.folder, self.orders)
         ended = self._ctx.clock.wall()
         farewell = Farewell(self._ctx, self._spec, self._journal, self.orders)
-        kept, outputs = farewell.take(self._steps.left, self._telemetry, self._checkpoints)
+        kept, outputs = farewell.take(self._steps.left, self._telemetry, self._beside.checkpoints)
         attempt = self._attempt().with_(reason=reason, message=message, ended=ended)
         return self._holding.give_back(self._spec, attempt.with_(partial=outputs), kept)
 
@@ -281,9 +210,7 @@ class AttemptRun:
         with suppress(OSError):  # else no harm is done that its own steps could not do
             shut(self._journal)
         self._make_way()
-        self._syncing.stop(_FLUSH_SECONDS)
-        if self._checkpoints is not None:
-            self._checkpoints.stop(_FLUSH_SECONDS)
+        self._beside.settle(_FLUSH_SECONDS)
         within = self.orders.time_for(_FLUSH_SECONDS, self._ctx.clock.now(), _SHARE_TO_FLUSH)
         if not self._telemetry.stop(within):
             self._ship_rest()
