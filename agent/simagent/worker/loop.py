@@ -1,5 +1,6 @@
 """The agent's main loop: recovers, receives bells, starts attempts, keeps house."""
 
+import threading
 from functools import partial
 
 import structlog
@@ -70,10 +71,11 @@ class Agent:
         self._ended = Wake()
         self._draining = False
         self._order: Interrupted | None = None
+        self._lock = threading.RLock()
         self._threads = Threads(self.wake)
         self._unsettled, self._newer = left_behind(ctx)
         self._slots = Slots(
-            ctx, self._threads, slots, self._unsettled, self._changed, others=self._newer
+            ctx, self._threads, slots, self._unsettled, self.poke, others=self._newer
         )
         self._line = Line(ctx.clock, ctx.times)
         self._heart = Heart(ctx, self._doing) if in_fleet else None
@@ -127,16 +129,17 @@ class Agent:
     def drain(self) -> None:
         """Take no more tasks; `run` returns when those that run have ended."""
         self._draining = True
-        self._changed()
+        self.poke()
 
     def interrupt(self, order: Interrupted) -> None:
         """Take no more tasks and end the running attempts as the order says."""
-        self._draining = True
         if isinstance(order, Preempted):
             self._slots.interrupt(order)  # at once: the loop may be waiting for the store
-        if order.outweighs(self._order):
-            self._order = order
-        self._changed()
+        with self._lock:
+            if order.outweighs(self._order):
+                self._order = order
+        self._draining = True  # only now, or an idle agent would end as one that was drained
+        self.poke()
 
     def snapshot(self) -> Snapshot:
         """Tell how it stands. Any thread may ask; nothing is waited for."""
@@ -157,8 +160,10 @@ class Agent:
         return isinstance(self._order, TakenAway)
 
     def poke(self) -> None:
-        """Look at everything again at once."""
-        self._changed()
+        """Look at everything again at once, and show others what goes on. Any thread may call."""
+        self.wake.set()
+        if self._heart is not None:
+            self._heart.change()
 
     # --- The loop -----------------------------------------------------------------------------
 
@@ -330,12 +335,6 @@ class Agent:
         slots = self._slots
         free = max(0, slots.count - slots.busy)
         return Doing(slots=slots.count, free=free, draining=self._closing, tasks=slots.tasks())
-
-    def _changed(self) -> None:
-        """Look at everything again at once, and show others what goes on. Any thread may call."""
-        self.wake.set()
-        if self._heart is not None:
-            self._heart.change()
 
     def _leave(self) -> None:
         """Hand the standing order to the running attempts and give them time to obey."""

@@ -1,5 +1,6 @@
 """What reaches a running attempt from outside, and ends or interrupts it."""
 
+import threading
 from collections.abc import Callable
 
 from simagent.domain.reasons import Reason
@@ -80,6 +81,7 @@ class Orders:
         """That the disk is about to be full, in words."""
         self.interrupted: Interrupted | None = None
         """The standing order not to go on, if any."""
+        self._lock = threading.RLock()
 
     def ask_kill(self, kill: Kill) -> None:
         """Somebody asked for the task's end."""
@@ -100,18 +102,21 @@ class Orders:
 
     def interrupt(self, order: Interrupted) -> None:
         """Do not go on here, unless an order that outweighs this one stands already."""
-        if order.outweighs(self.interrupted):
+        with self._lock:  # or one that came meanwhile, and outweighs it, would be lost
+            if not order.outweighs(self.interrupted):
+                return
             self.interrupted = order
-            self.wake.set()
+        self.wake.set()
 
     def noted(self, attempt: Attempt) -> Attempt:
         """Note in what is told of an attempt that its machine goes away, if it does.
 
         Where there is no time to give it back, others learn by it that it was no loss.
         """
-        if not isinstance(self.interrupted, Preempted):
+        order = self.interrupted
+        if not isinstance(order, Preempted):
             return attempt
-        return attempt.with_(reason=Reason.PREEMPTED, message=str(self.interrupted))
+        return attempt.with_(reason=Reason.PREEMPTED, message=str(order))
 
     def time_for(self, most: float, now: float, share: float = 1.0) -> float:
         """Tell how many seconds something may take: ``most``, or a share of all that is left."""

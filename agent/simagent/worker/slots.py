@@ -1,5 +1,6 @@
 """The slots of an agent: the attempts that it carries on side by side, and what each was given."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class Slots:
         self._others = others
         self._running: list[_Running] = []
         self._order: Interrupted | None = None
+        self._lock = threading.RLock()
         self._started = 0
 
     def __len__(self) -> int:
@@ -176,8 +178,9 @@ class Slots:
         Any thread may call it.
         """
         self._bound(order)
-        if order.outweighs(self._order):
-            self._order = order
+        with self._lock:
+            if order.outweighs(self._order):
+                self._order = order
         for running in list(self._running):
             running.run.interrupt(order)
 
