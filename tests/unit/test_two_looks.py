@@ -1,11 +1,22 @@
 """What another thread takes away between two looks at it is no error of the agent."""
 
+from pathlib import Path
+
 from fakes.clock import FakeClock
 from fakes.hosts import member
+from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.vanishing import with_once
+from simagent.cluster.ssh import HeadKey
+from simagent.domain.cluster import HeadLease
+from simagent.domain.keys import TaskKeys
+from simagent.domain.times import Times
 from simagent.ledger import Ledger
+from simagent.worker.bells import BellKeeper
+from simagent.worker.head import Head, Leadership
+from simagent.worker.journal import Place
 from simagent.worker.roster import Roster, _Seen
+from simagent.worker.silence import Silence
 from simagent.worker.steps import StepRunner
 
 
@@ -29,3 +40,34 @@ def test_the_record_of_a_member_may_go_while_members_are_listed() -> None:
         kind = with_once(_Seen, record=member("a", 1, trouble=trouble))
         roster._seen = {"a": kind("etag", clock.now(), proven=True)}
         assert len(look(roster)) <= 1
+
+
+def test_another_head_may_be_gone_while_it_is_named() -> None:
+    ledger, clock, times = Ledger(MemoryStore()), FakeClock(), Times()
+    own = Place(name="head", address="10.0.0.1", slots=4, agent="h")
+    other = HeadLease(agent="other", incarnation="1")
+    it = Leadership(cluster="c", own=own, shared_dir=Path("/shared"))
+    gone = with_once(Head, _other=other, _silence=Silence(ledger, clock, times, other))
+    head = gone(it, ledger, clock, times, incarnation="1", key=HeadKey(Path("/nowhere")))
+    assert head.status == "cluster c is led by other"
+    assert not head._is_dead(clock.now())
+    assert head.status == "cluster c is led by nobody yet"
+
+
+class Deleting(MemoryQueue):
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.deleted: list[str] = []
+
+    def delete(self, receipt: str) -> None:
+        self.deleted.append(receipt)
+
+
+def test_a_bell_may_be_replaced_while_it_is_silenced() -> None:
+    clock = FakeClock()
+    queue = Deleting(clock)
+    task = TaskKeys("p", "t")
+    kind = with_once(BellKeeper, receipt="r")
+    kind(queue, clock, Times(), task, None).silence()
+    kind(queue, clock, Times(), task, None).silence()
+    assert queue.deleted == ["r"]

@@ -179,10 +179,10 @@ class Head:
 
     def _is_dead(self, asked: float) -> bool:
         """Tell whether the other head is proven dead, as a task's holder would be."""
-        if self._silence is None:
+        if (silence := self._silence) is None:
             self._silence = Silence(self._ledger, self._clock, self._times, self._other)
             return False
-        return self._silence.observe(self._other, asked) is Sign.DEAD
+        return silence.observe(self._other, asked) is Sign.DEAD
 
     def _tell(self) -> None:
         """Log for how many hosts it waits, each time that this changes."""
@@ -286,7 +286,7 @@ class Head:
 
     @property
     def _by(self) -> str:
-        return self._other.agent if self._other else ""
+        return other.agent if (other := self._other) else ""  # gone as soon as this one leads
 
     def member(self, place: Place) -> Member | None:
         """Give what a host that can be used tells of itself; None of this one."""
