@@ -286,6 +286,13 @@ def test_a_server_is_adopted_and_connections_outlive_it(gate: Gate) -> None:
         assert event.code == 3
 
 
+def test_a_server_that_was_stopped_is_not_started_again_by_who_looks_after_it(gate: Gate) -> None:
+    sshd = gate.open()
+    sshd.stop()
+    sshd.ensure()  # by a thread that goes on while the agent ends
+    assert gate.servers() == []
+
+
 @pytest.mark.parametrize("what", ["ensure", "stop"])
 def test_a_server_that_its_agent_had_no_time_to_write_down_is_ended(gate: Gate, what: str) -> None:
     gate.open()

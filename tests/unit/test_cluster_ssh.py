@@ -1,11 +1,14 @@
 """The command line by which the head enters a member, as ssh itself understands it."""
 
+import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from simagent.cluster.keyfiles import make_key
 from simagent.cluster.ssh import HeadKey, SshError
 from simagent.cluster.sshd import Sshd
 from simagent.domain.cluster import Member
@@ -106,3 +109,35 @@ def test_a_key_that_cannot_be_kept_is_told_with_its_place(tmp_path: Path) -> Non
     (tmp_path / "head").write_text("a file")
     with pytest.raises(SshError, match="head/key"):
         _ = HeadKey(tmp_path / "head").public
+
+
+def test_two_who_ask_for_a_key_first_have_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each key that it makes is another one, the second is there sooner, and its name takes a while.
+    keygen = tmp_path / "ssh-keygen"
+    keygen.write_text(
+        """#!/bin/sh
+        for file; do :; done
+        if mkdir "$COUNT"; then first=1 pause=0.6; else first=2 pause=0.2; fi
+        sleep $pause
+        echo "private $first" >"$file"
+        echo "ssh-ed25519 $first comment" >"$file.pub"
+        """
+    )
+    keygen.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("COUNT", str(tmp_path / "count"))
+    told: list[str] = []
+    asking = [
+        threading.Thread(target=lambda: told.append(make_key(tmp_path / "keys" / "key")))
+        for _ in range(2)
+    ]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(30)
+    assert len(told) == 2
+    assert len(set(told)) == 1
+    private = (tmp_path / "keys" / "key").read_text().split()[1]
+    assert told[0].split()[1] == private

@@ -1,9 +1,11 @@
 """Keys for ssh, and the small files around them."""
 
+import fcntl
 import os
 import secrets
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _KEYGEN_LIMIT = 30.0
@@ -16,14 +18,17 @@ class KeyFileError(Exception):
 def make_key(path: Path) -> str:
     """Give the public half of the key in the file ``path``, which is made if there is none.
 
-    Without a comment. Raises `KeyFileError`.
+    Without a comment. Any thread or process may ask first. Raises `KeyFileError`.
     """
     public = path.with_name(f"{path.name}.pub")
     try:
-        if not path.exists():
-            _make(path, public)
-        if not public.exists():
-            write(public, _keygen("-y", "-f", str(path)), 0o644)
+        if not (path.exists() and public.exists()):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _alone(path.parent):
+                if not path.exists():
+                    _make(path, public)
+                if not public.exists():
+                    write(public, _keygen("-y", "-f", str(path)), 0o644)
         return " ".join(public.read_text(encoding="ascii").split()[:2])
     except FileNotFoundError as error:
         what = "install openssh-client" if error.filename == "ssh-keygen" else error
@@ -45,8 +50,18 @@ def write(path: Path, text: str, mode: int) -> None:
     part.replace(path)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only one who makes a key there: halves of two would not fit each other."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
 def _make(path: Path, public: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     part_public = part.with_name(f"{part.name}.pub")
     try:

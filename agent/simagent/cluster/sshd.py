@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -66,6 +67,8 @@ class Sshd:
         self._user = user
         self._relay = tuple(relay)
         self._started: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
         self._looked_at: list[str | int] = []
         self._version = (0, 0)
 
@@ -115,9 +118,14 @@ class Sshd:
         """See to it that it runs: start it, or adopt the one of an earlier incarnation.
 
         One that was started for another port, user or relay, or from a program that was replaced
-        since, is stopped first; its connections go on. To be called from time to time. Raises
-        `SshdError`.
+        since, is stopped first; its connections go on. To be called from time to time, by any
+        thread; once it was told to `stop`, nothing is done. Raises `SshdError`.
         """
+        with self._lock:
+            if not self._stopped:
+                self._ensure()
+
+    def _ensure(self) -> None:
         program, account = self._program(), self._account()
         _ = self.host_key
         self._check_folder()
@@ -148,11 +156,13 @@ class Sshd:
             raise SshdError(f"{program} cannot be started: {error}") from None
 
     def stop(self) -> None:
-        """Stop it, where it runs; open connections go on. Raises OSError."""
-        self._end(self._running(self._record()))
-        if self._started is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._started.wait(_STOP_LIMIT)
+        """Stop it for good, where it runs; open connections go on. Raises OSError."""
+        with self._lock:
+            self._stopped = True
+            self._end(self._running(self._record()))
+            if self._started is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    self._started.wait(_STOP_LIMIT)
 
     def _end(self, running: Process | None) -> None:
         """End it, as written down, or as it is found: an agent may not live to write that."""

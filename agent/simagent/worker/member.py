@@ -3,6 +3,7 @@
 import os
 import pwd
 import socket
+import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,7 @@ class MemberAgent:
         self._drain_file = drain
         self._draining = False
         self._order: Interrupted | None = None
+        self._lock = threading.RLock()
         self._deadline = self._end_at = 0.0
         self._ended = Wake()
         self._wake = Wake()
@@ -148,19 +150,23 @@ class MemberAgent:
 
     def interrupt(self, order: Interrupted) -> None:
         """Return soon: what runs is left to the next agent where the order lets go, else ended."""
-        if not order.outweighs(self._order):
-            return
-        if isinstance(order, Preempted):
-            now = self._member.clock.now()
-            until = order.until or now + self._member.settings.give_back_within
-            self._deadline = until
-            # First the head may end the step, so that its task is given back in good order.
-            hasty = now + _HEADS_TIME if order.until is None else until
-            self._end_at = min(hasty, now + _SHARE_OF_HEADS * (until - now))
-            self._entries.departure.announce(str(order), until)
-        self._draining = True
-        self._order = order
+        with self._lock:
+            if not order.outweighs(self._order):
+                return
+            if isinstance(order, Preempted):
+                self._announce(order)
+            self._order = order
+        self._draining = True  # only now, or an idle member would end as one that was drained
         self._wake.set()
+
+    def _announce(self, order: Preempted) -> None:
+        now = self._member.clock.now()
+        until = order.until or now + self._member.settings.give_back_within
+        self._deadline = until
+        # First the head may end the step, so that its task is given back in good order.
+        hasty = now + _HEADS_TIME if order.until is None else until
+        self._end_at = min(hasty, now + _SHARE_OF_HEADS * (until - now))
+        self._entries.departure.announce(str(order), until)
 
     def snapshot(self) -> Snapshot:
         """Tell how it stands. Any thread may ask; nothing is waited for."""
