@@ -56,8 +56,8 @@ class Health:
                 self._since = self._clock.now()
                 log.warning(self._lost, error=str(error))
             pause = min(_LONGEST_PAUSE, 2.0 ** min(self._failures, 10))
+            self.trouble = str(error)  # first: others see that it fails, and ask why
             self._failures += 1
-            self.trouble = str(error)
             self._until = self._clock.now() + pause * random.uniform(0.5, 1.0)  # noqa: S311
             return
         if self._failures and proof:

@@ -52,9 +52,9 @@ class Notifier:
     def _send(self, state: str) -> None:
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.setblocking(False)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
                 sock.sendto(state.encode(errors="backslashreplace"), self._address)
-            except OSError:
-                return  # systemd's watchdog notices when none of these arrive
+        except OSError:
+            return  # systemd's watchdog notices when none of these arrive
