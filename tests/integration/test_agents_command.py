@@ -39,6 +39,11 @@ def listed(cli: Cli, *options: str) -> list[dict[str, Any]]:
     return found
 
 
+def tasks(rig: Rig) -> list[Carried]:
+    """Give what the agents tell that they run."""
+    return [task for beat in rig.client.agents.all() for task in beat.tasks]
+
+
 def place(rig: Rig, **fields: Any) -> None:
     heartbeat = Heartbeat(**{"agent": "old", "incarnation": "i", "group": "default"} | fields)
     open_store(rig.config()).put(keys.agent(heartbeat.agent), heartbeat.model_dump_json().encode())
@@ -47,14 +52,13 @@ def place(rig: Rig, **fields: Any) -> None:
 def test_agents_are_listed_with_what_they_do(rig: Rig, cli: Cli) -> None:
     assert cli("agents").stdout == "no agents\n"
     with rig.agent(slots=2, tags=("zone=a", "gpu")):
-        (idle,) = rig.until(lambda: listed(cli) or None)
+        rig.until(lambda: rig.client.agents.all() or None)
+        (idle,) = listed(cli)
         assert (idle["state"], idle["slots"], idle["free"], idle["tasks"]) == ("idle", 2, 2, [])
         assert (idle["tags"], idle["silent"]) == (["zone=a", "gpu"], False)
         task = rig.submit("sleep 100")
-        rig.until(lambda: [a for a in listed(cli) if a["tasks"]] or None)
-        (busy,) = rig.until(
-            lambda: [a for a in listed(cli) if a["tasks"][0]["status"] == "running"] or None
-        )
+        rig.until(lambda: [t for t in tasks(rig) if t.status == "running"] or None)
+        (busy,) = listed(cli)
         assert (busy["state"], busy["free"]) == ("busy", 1)
         (told,) = busy["tasks"]
         assert (told["project"], told["id"], told["epoch"]) == ("default", task.id, 1)
@@ -64,25 +68,27 @@ def test_agents_are_listed_with_what_they_do(rig: Rig, cli: Cli) -> None:
         assert f"  default/{task.id}  running, attempt 1, since " in shown
         assert f"held by {busy['agent']}" in cli("show", task.id).stdout
         DrainFile(rig.folder / "state").ask()
-        rig.until(lambda: [a for a in listed(cli) if a["state"] == "draining"] or None)
+        rig.until(lambda: "draining" in [beat.state for beat in rig.client.agents.all()])
+        assert listed(cli)[0]["state"] == "draining"
         rig.client.kill(task, by="the test")
         rig.finish(task)
-        rig.until(lambda: not listed(cli))  # it has drained, and ended
+        rig.until(lambda: not rig.client.agents.all())  # it has drained, and ended
     assert listed(cli) == []
 
 
 def test_a_change_is_shown_long_before_the_next_heartbeat(tmp_path: Path, cli: Cli) -> None:
-    rig = Rig(tmp_path, heartbeat_every=30.0, agent_ttl=90.0)
+    rig = Rig(tmp_path, heartbeat_every=48.0, agent_ttl=180.0)
     with rig.agent():
-        rig.until(lambda: listed(cli) or None)
+        rig.until(lambda: rig.client.agents.all() or None)
         task = rig.submit("sleep 100")
-        rig.until(lambda: [a for a in listed(cli) if a["tasks"]] or None, 10.0)
+        rig.until(lambda: tasks(rig) or None, 40.0)
+        assert listed(cli)[0]["tasks"]
         rig.client.kill(task, by="the test")
 
 
 def test_who_died_is_silent_and_can_be_pruned(rig: Rig, cli: Cli) -> None:
     agent = rig.process()
-    rig.until(lambda: listed(cli) or None)
+    rig.until(lambda: rig.client.agents.all() or None)
     kill9(agent)
     place(
         rig,
@@ -97,6 +103,7 @@ def test_who_died_is_silent_and_can_be_pruned(rig: Rig, cli: Cli) -> None:
         done = cli("agents", "--prune")
         assert done.stdout.startswith("removed: ")
         assert "gone" in done.stdout
+        rig.until(lambda: rig.client.agents.all() or None)
         (left,) = listed(cli, "--all")
     assert left["state"] == "idle"
 

@@ -465,7 +465,7 @@ def test_a_long_fetch_shows_that_it_lives_and_ends_with_its_head(member: Members
     images = FakeImages(stalls=True)
     duties = MemberDuties(contained(member, images), Entries(member))
     ours, theirs = socket.socketpair()
-    fast = FastClock(20.0)
+    fast = FastClock(5.0)
     talk = threading.Thread(target=Conversation(theirs, duties, fast, Wake()).run)
     talk.start()
     ours.settimeout(30.0)
