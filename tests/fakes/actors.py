@@ -46,7 +46,7 @@ class Actor:
 
     def result(self) -> list[str]:
         """Wait for its end and give the lines it printed; it must have succeeded."""
-        output, _ = self._process.communicate(timeout=240)
+        output, _ = self._process.communicate(timeout=480)
         assert self._process.returncode == 0
         return output.splitlines()
 
