@@ -36,7 +36,9 @@ from simagent.domain.cluster import Member, Spanning
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 PATH = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
 CHECK = Check(folder="default.t.1", token="x", uid=0, version="1")
-LIMIT = 30.0
+LIMIT = 60.0
+SILENT = 4.0
+"""Seconds after which a host is lost; on a busy machine one may be silent for a moment."""
 HEAD = "head 100%h"  # nothing that ssh makes of words in paths is made of it
 
 
@@ -53,7 +55,9 @@ def account() -> Iterator[pwd.struct_passwd]:
     add = ["useradd", "--system", "--no-create-home", "--shell", "/bin/sh", name]
     subprocess.run(add, check=True, env={"PATH": PATH})
     yield pwd.getpwnam(name)
-    subprocess.run(["userdel", name], check=True, env={"PATH": PATH}, capture_output=True)
+    remove = ["userdel", name]  # refuses while a last process of that user is about to end
+    env = {"PATH": PATH}
+    until(lambda: not subprocess.run(remove, check=False, env=env, capture_output=True).returncode)
 
 
 @dataclass
@@ -77,7 +81,7 @@ class Gate:
             shutil.copy(relay.__file__, script)
             script.chmod(0o644)
         python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable
-        return (python, "-I", "-S", str(script), str(self.agent.path), "0.1", "5", "5")
+        return (python, "-I", "-S", str(script), str(self.agent.path), "0.1", "20", "20")
 
     def member(self, **changes: object) -> Member:
         member = Member(
@@ -315,7 +319,7 @@ def test_a_server_that_cannot_be_written_down_does_not_run_on(
     monkeypatch.setattr("simagent.cluster.sshd.write", full)
     with pytest.raises(SshdError, match="no space left"):
         gate.open()
-    assert gate.servers() == []
+    until(lambda: gate.servers() == [], "the end of the server")
 
 
 def test_a_server_that_died_is_started_again_with_its_key(gate: Gate) -> None:
@@ -438,8 +442,8 @@ def step(gate: Gate) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     laid, private = gate.root / "launch", gate.root / "private"
     launch.lay(laid, uid=os.getuid(), gid=os.getgid())
     peer = broker.Peer(name="b", ssh=gate.key.command(gate.member()), enter=enter(""))
-    pace = Pace(beat=0.1, silent=1.0, contact=20.0)
-    broker.write_plan(private, laid, {"127.0.0.1": peer}, pace=pace, limit=5.0)
+    pace = Pace(beat=0.1, silent=SILENT, contact=LIMIT)
+    broker.write_plan(private, laid, {"127.0.0.1": peer}, pace=pace, limit=LIMIT)
     process = subprocess.Popen(broker.command(private), stdin=subprocess.DEVNULL)
     call = subprocess.Popen([launch.program(laid), "127.0.0.1", "sleep 600"])
     happened(private, "entered")
@@ -473,8 +477,8 @@ def test_a_relay_that_stands_still_is_a_lost_host(
     (pid,) = gate.relays()
     began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    assert "nothing was heard of it for 1 s" in happened(step[1], "lost").why
-    assert time.monotonic() - began < 5
+    assert "nothing was heard of it for 4 s" in happened(step[1], "lost").why
+    assert time.monotonic() - began < 4 * SILENT
 
 
 def test_a_cut_connection_is_a_lost_host(

@@ -1,7 +1,6 @@
 """Steps that want more than they may have, and what is said of their ends."""
 
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -160,8 +159,8 @@ print(result.exit_code, folder.out.decode())
 def test_a_fork_bomb_of_a_user_stops_at_the_limit() -> None:
     python = sys.executable if os.geteuid() else "/usr/bin/python3"
     if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        alone = 61_000 + os.getpid() % 4000  # other tests run things as nobody meanwhile
+        who = {"user": alone, "group": alone, "extra_groups": []}
     else:
         who = {}
     place = Path(tempfile.mkdtemp())
@@ -184,7 +183,7 @@ def test_a_fork_bomb_of_a_user_stops_at_the_limit() -> None:
         pytest.skip(f"machine: forks of another user: it cannot run the code: {done.stderr[-200:]}")
     code, count = done.stdout.split()
     assert code == "0", done.stderr
-    assert 20 <= int(count) <= 40  # some of the user's processes may have ended meanwhile
+    assert 20 <= int(count) <= 40  # less those of ours
 
 
 def test_a_plain_sigkill_is_no_lack_of_memory(folder: Folder) -> None:

@@ -68,7 +68,7 @@ class Tail:
         self.data = b""
         self.notes: list[str] = []
         self.error: BaseException | None = None
-        self._files = rig.client.files(task, timeout=1.0, on_note=self.notes.append)
+        self._files = rig.client.files(task, timeout=30.0, on_note=self.notes.append)
         self._args = (path, lines)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -90,7 +90,7 @@ class Tail:
         assert self.error is None
 
     def ends(self) -> None:
-        self.thread.join(30)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         if self.error is not None:
             raise self.error
@@ -234,7 +234,7 @@ def test_where_no_agent_answers_that_is_said_and_nothing_is_left(rig: Rig, worke
     worker.stop.touch()
     rig.finish(task)
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_follower_goes_on_when_the_agent_is_restarted(rig: Rig, worker: Worker) -> None:
@@ -319,7 +319,7 @@ def test_the_commands_print_for_people_and_for_scripts(rig: Rig, worker: Worker)
     assert follower.stdout is not None
     assert follower.stdout.read(6) == b"a\nb\0\xff\n"
     follower.send_signal(signal.SIGINT)
-    assert follower.wait(20) == 130
+    assert follower.wait(60) == 130
     follower.stdout.close()
     rig.until(lambda: requests(rig, task) == [])
     kill9(agent)
