@@ -11,7 +11,7 @@ import docker.errors
 import pytest
 import requests
 
-from fakes.descriptors import none_left
+from fakes.descriptors import no_files_left
 from simagent import shim
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import SystemClock
@@ -96,7 +96,7 @@ def test_a_step_that_ends_while_no_file_descriptor_is_left_is_seen_to_have_ended
     step = begun(client, tmp_path)
     assert step.wait(0.1) is None
     client.looks.append(looked.release)
-    with none_left():
+    with no_files_left():
         client.over.set()
         assert looked.acquire(timeout=10)
         SystemClock().wait(0.3)

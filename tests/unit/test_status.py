@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes.clock import FakeClock
-from fakes.descriptors import none_left
+from fakes.descriptors import no_files_left
 from simagent.config_urls import check_listen
 from simagent.ports.clock import SystemClock, Wake
 from simagent.telemetry.tally import Count
@@ -405,7 +405,7 @@ def test_metrics_wait_for_a_file_descriptor_without_keeping_a_core_busy() -> Non
         assert server.address is not None
         with socket.socket() as asking:
             asking.settimeout(10)
-            with none_left():
+            with no_files_left():
                 asking.connect(server.address)
                 used = time.process_time()
                 SystemClock().wait(1.0)

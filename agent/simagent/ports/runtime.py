@@ -1,5 +1,6 @@
 """What runs a step, so that it outlives the agent and is found again by the next one."""
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,14 @@ class RuntimeFailedError(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def passes(error: OSError) -> bool:
+    """Tell whether an error is of what a machine lacks for a while: file descriptors, memory.
+
+    Nothing can be concluded of a step from what could not be read meanwhile.
+    """
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 from simagent import shim
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, poll_timeout
-from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan
+from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan, passes
 from simagent.runtimes import cgroups, records
 from simagent.runtimes.heeding import heeding
 from simagent.runtimes.leftovers import end_leftovers
@@ -24,6 +24,7 @@ from simagent.runtimes.spawning import SHIM, read_answer, spawn, start_failure
 
 _START_LIMIT = 30.0
 _START_POLL = 0.005
+_READ_AGAIN = 0.5
 
 
 class ProcessStep:
@@ -46,7 +47,13 @@ class ProcessStep:
         """
         if self._exit is None and self._over(timeout, *wakes):
             self._reap()
-            self._exit = self._read_exit()
+            try:
+                self._exit = self._read_exit()
+            except OSError as error:
+                if not passes(error):
+                    raise
+                time.sleep(_READ_AGAIN)
+                return None
             if self._started.get("cgroup"):
                 cgroups.remove(Path(self._started["cgroup"]))
         return self._exit
@@ -181,7 +188,8 @@ class ProcessRuntime:
     def attach(self, plan: StepPlan) -> ProcessStep | None:
         """Find a step that was started before; None if it never was.
 
-        Raises `RuntimeFailedError` where its records contradict each other.
+        Raises `RuntimeFailedError` where its records contradict each other, and OSError where they
+        cannot be read.
         """
         deadline = time.monotonic() + self._start_limit
         while True:
@@ -282,7 +290,7 @@ def _step_exit(record: dict[str, Any], plan: StepPlan) -> StepExit:
 
 
 def _open_shim(started: dict[str, Any]) -> int | None:
-    """Open the shim's process; None if it has ended, whoever has its number now."""
+    """Open the shim's process; None if it has ended, whoever has its number now. Raises OSError."""
     if started["boot_id"] != shim.boot_id():
         return None
     try:
@@ -290,7 +298,16 @@ def _open_shim(started: dict[str, Any]) -> int | None:
     except ProcessLookupError:
         return None
     process = shim.look(started["shim"]["pid"])
+    if process is None and not _has_ended(fd):
+        os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     if process is None or process.start != started["shim"]["start"]:
         os.close(fd)
         return None
     return fd
+
+
+def _has_ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))

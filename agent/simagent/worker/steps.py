@@ -19,6 +19,7 @@ from simagent.ports.runtime import (
     Step,
     StepExit,
     StepPlan,
+    passes,
 )
 from simagent.telemetry.metrics import Sample
 from simagent.telemetry.spool import allot
@@ -181,8 +182,8 @@ class StepRunner:
         while True:
             try:
                 step = self._runtime.attach(plan)
-            except RuntimeFailedError as error:
-                if error.reason is not Reason.RUNTIME_FAILED:
+            except (RuntimeFailedError, OSError) as error:
+                if not _is_passing(error):
                     raise
                 if not waits:
                     task = self._journal.entry.task
@@ -321,6 +322,13 @@ class StepRunner:
             max_rss_bytes=exit_.max_rss_bytes,
         )
         self.records = (*self.records, record)
+
+
+def _is_passing(error: RuntimeFailedError | OSError) -> bool:
+    """Tell whether a step may be found, or known not to be there, in a while."""
+    if isinstance(error, OSError):
+        return passes(error)
+    return error.reason is Reason.RUNTIME_FAILED
 
 
 def _modified(path: Path) -> float:
