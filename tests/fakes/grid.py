@@ -15,6 +15,7 @@ from fakes.rig import Rig
 from fakes.steps import commands_of
 from simagent.cluster import relay
 from simagent.cluster.ssh import HeadKey
+from simagent.domain.cluster import Member
 from simagent.domain.keys import TaskKeys
 from simagent.domain.times import Times
 from simagent.ledger import Ledger
@@ -58,6 +59,7 @@ class FakeHead(Head):
 
     def __init__(self, folder: Path, members: Mapping[str, FakeMember], ledger: Ledger) -> None:
         self.members = members
+        self.records: dict[str, Member] = {}
         self.named: list[Entry] = []
         self.released: list[str] = []
         self.doubted: list[tuple[str, str]] = []
@@ -78,6 +80,9 @@ class FakeHead(Head):
 
     def trouble(self) -> str | None:
         return None
+
+    def member(self, place: Place) -> Member | None:
+        return self.records.get(place.name)
 
     @property
     def settled(self) -> bool:

@@ -10,9 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from fakes.grid import Cluster, ShellLaunchers
+from fakes.hosts import member
 from fakes.launchers import PlainLauncher
 from fakes.steps import commands_of, until
 from simagent.cli.cluster_check import ClusterCheck, kept_check
+from simagent.domain.cluster import Member
 from simagent.ports.launcher import Launcher, Ranks
 from simagent.wiring.agent import open_context
 from simagent.worker.context import Context
@@ -64,6 +66,7 @@ class Grid(Cluster):
         self.launchers = FakeLaunchers(self.log_of_mpirun)
         self.settings: dict[str, Any] = {}
         self.mpi: dict[str, Any] = {}
+        self.records: dict[str, Member] = {}
         self.ranks_there(3)
 
     def ranks_there(self, count: int) -> None:
@@ -86,6 +89,7 @@ class Grid(Cluster):
     def change(self, ctx: Context) -> Context:
         ctx = super().change(ctx)
         self.heads[-1].it = replace(self.heads[-1].it, size=3)
+        self.heads[-1].records = self.records
         return replace(ctx, settings=replace(ctx.settings, **self.settings))
 
     @contextmanager
@@ -106,8 +110,8 @@ class Grid(Cluster):
 def grid(tmp_path: Path) -> Iterator[Grid]:
     grid = Grid(tmp_path)
     yield grid
-    for member in grid.members.values():
-        member.end()
+    for host in grid.members.values():
+        host.end()
 
 
 def told(logs: list[Any]) -> list[str]:
@@ -177,6 +181,23 @@ def test_where_it_cannot_be_tried_that_is_said_in_a_line(grid: Grid) -> None:
     assert "allow_process" in line["why"]
     assert "mpi.check_image" in line["fix"]
     assert grid.kept()["tried"] is False
+    assert grid.calls == []
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "mpi", "why"),
+    [
+        (("docker",), ("openmpi 5.0.7",), "host vm3 runs no programs without an image"),
+        (("docker", "process"), (), "host vm3 has no MPI"),
+    ],
+)
+def test_what_a_member_lacks_for_it_is_said(
+    grid: Grid, runtimes: tuple[str, ...], mpi: tuple[str, ...], why: str
+) -> None:
+    whole = member("vm2", runtimes=("process",), mpi=("openmpi 5.0.7",))
+    grid.records = {"vm2": whole, "vm3": member("vm3", runtimes=runtimes, mpi=mpi)}
+    with grid.up():
+        assert grid.kept()["troubles"] == [why]
     assert grid.calls == []
 
 

@@ -51,7 +51,7 @@ class Headed:
 
     def probe(self, hosts: frozenset[str], stop: Wake) -> bool:
         self.tried.append(sorted(words.split()[0] for words in hosts))
-        SystemClock().wait(30.0, self.go_on, stop)
+        SystemClock().wait(60.0, self.go_on, stop)
         self.broken_off = stop.is_set()
         if self.works is None:
             raise RuntimeError("a bug")
@@ -76,7 +76,7 @@ class Headed:
         """See that hosts are tried now, and tasks wait for the end of that."""
         self.told.clear()
         assert self.trial.holds(free=True)
-        assert SystemClock().wait(10.0, self.told)
+        assert SystemClock().wait(60.0, self.told)
         until(lambda: not self.trial.runs, "the end")
 
     def rests(self) -> None:

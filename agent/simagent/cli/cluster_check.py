@@ -33,8 +33,8 @@ _MOST_RANKS = 64
 """They measure one after the other, some tenths of a second each."""
 _FILE, _FOLDER = "mpi-check.json", "mpi-check"
 _FIX = (
-    "set mpi.check_image, or allow_process = true on all hosts for programs of theirs; or "
-    "mpi.check = false"
+    "set mpi.check_image, or allow_process = true on all hosts for programs of theirs, with the "
+    "same MPI; or mpi.check = false"
 )
 
 log = structlog.get_logger()
@@ -106,6 +106,8 @@ class ClusterCheck:
             member = self._head.member(place)
             if member is not None and "process" not in member.runtimes:
                 return f"host {place.name} runs no programs without an image"
+            if member is not None and not member.mpi:
+                return f"host {place.name} has no MPI"
         return None
 
     def _try(self, asked: Asked, spec: Spec, stop: Wake) -> dict[str, Any] | None:
