@@ -141,7 +141,7 @@ def test_what_a_step_was_ended_for_is_known_to_the_next_agent(rig: Rig) -> None:
     run.orders.interrupt(Preempted("the machine goes away"))
     rig.until(lambda: not alive(pid))
     run.orders.interrupt(Detached("as by kill -9"))
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
     assert rig.client.state(task).epoch == 1
 

@@ -261,7 +261,7 @@ def test_the_script_runs_in_the_shells_of_images(lab: Lab, shell: tuple[str, ...
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env={"PATH": "/usr/bin:/bin"},
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (call.returncode, call.stdout) == (4, b"")

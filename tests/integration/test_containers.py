@@ -129,7 +129,7 @@ def test_a_kill_ends_the_wait_for_a_registry(rig: Rig, containers: Containers) -
     containers.images.errors += [away] * 100
     task = rig.submit(["/bin/true"], image=IMAGE)
     with rig.agent(change=containers.given()):
-        assert containers.images.asked.wait(20)
+        assert containers.images.asked.wait(60)
         rig.client.kill(task, by="tester")
         state = rig.finish(task)
     assert (state.status, state.epoch) == ("killed", 1)
@@ -158,7 +158,7 @@ def test_a_kill_ends_a_pull(rig: Rig, containers: Containers) -> None:
     containers.images.stalls = True
     task = rig.submit("true", image=IMAGE)
     with rig.agent(change=containers.given()):
-        assert containers.images.asked.wait(20)
+        assert containers.images.asked.wait(60)
         rig.client.kill(task, by="tester")
         state = rig.finish(task)
     assert (state.status, state.epoch) == ("killed", 1)
@@ -168,7 +168,7 @@ def test_the_next_agent_goes_on_with_a_pull(rig: Rig, containers: Containers) ->
     containers.images.stalls = True
     task = rig.submit(["/bin/true"], image=IMAGE)
     with rig.agent(change=containers.given()) as agent:
-        assert containers.images.asked.wait(20)
+        assert containers.images.asked.wait(60)
         agent.interrupt(Detached("the agent stops"))
     containers.images.stalls = False
     with rig.agent(change=containers.given()):

@@ -153,7 +153,7 @@ def test_a_task_by_itself_from_its_submission_to_its_end(tmp_path: Path, array: 
         else:
             keys = [fleet.client.submit(spec, base=tmp_path) for _ in range(tasks)]
         submitted = fleet.client_meter.copy()
-        fleet.rig.until(lambda: all(fleet.client.state(k).terminal for k in keys) or None, 60)
+        fleet.rig.until(lambda: all(fleet.client.state(k).terminal for k in keys) or None, 100)
         done = fleet.agent_meter.copy()
     within(submitted, tasks, SQS=1, GET=1 if array else 2, PUT=5, LIST=0)
     within(done, tasks, SQS=5, GET=14, PUT=14, LIST=8, DELETE=4)

@@ -201,7 +201,7 @@ def test_laying_inputs_ends_when_the_disk_fills_up(rig: Rig) -> None:
     (rig.folder / "input" / "file").write_text("x")
     with rig.agent(change=change, min_free=GIB):
         task = rig.submit("true", inputs=["input"])
-        assert asked.wait(30)
+        assert asked.wait(60)
         gauge.free = 0
         state = rig.finish(task)
     assert (state.status, state.reason) == ("failed", "disk_full")
@@ -409,7 +409,7 @@ def test_an_agent_starts_again_on_the_full_disk(tiny: Rig, monkeypatch: pytest.M
         assert tiny.finish(after, 60).status == "succeeded"
     finally:
         second.terminate()
-        second.wait(30)
+        second.wait(60)
     assert (state.status, state.reason, state.epoch) == ("failed", "disk_full", 1)
 
 

@@ -367,7 +367,7 @@ def test_a_pull_is_interrupted(engine: Engine, images: DockerImages, stall_at: s
     with FakeRegistry(stall_at=stall_at) as registry:
 
         def interrupt() -> None:
-            registry.stalled.wait(30)
+            registry.stalled.wait(60)
             wake.set()
 
         threading.Thread(target=interrupt).start()
@@ -388,7 +388,7 @@ def test_a_waiting_turn_is_interrupted(images: DockerImages, tmp_path: Path) -> 
 
         thread = threading.Thread(target=pull)
         thread.start()
-        assert registry.stalled.wait(30)
+        assert registry.stalled.wait(60)
         wake.set()
         with pytest.raises(PullInterruptedError):
             images.ensure(ref, wake)
@@ -428,9 +428,9 @@ def test_the_engine_dies_in_the_pull(engine: Engine, images: DockerImages) -> No
 
         thread = threading.Thread(target=pull)
         thread.start()
-        assert registry.stalled.wait(30)
+        assert registry.stalled.wait(60)
         engine.kill()
-        thread.join(30)
+        thread.join(60)
     engine.start()
     assert [error.reason for error in caught] == [Reason.RUNTIME_FAILED]
     assert images.kept() == []

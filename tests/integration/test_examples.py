@@ -99,7 +99,7 @@ def test_a_lost_simulation_goes_on_and_ends_as_if_it_had_not_been(
     second = rig.process("second")
     state = rig.finish(task, 90)
     second.terminate()
-    assert second.wait(20) == 0
+    assert second.wait(60) == 0
     assert (state.status, state.epoch) == ("succeeded", 2)
     assert re.search(rb"attempt 2 starts from melt\.\d+\.restart\n", rig.log(task))
     rig.client.download(task, [], tmp_path / "results")

@@ -136,7 +136,7 @@ def test_two_who_ask_for_a_key_first_have_the_same(
     for thread in asking:
         thread.start()
     for thread in asking:
-        thread.join(30)
+        thread.join(60)
     assert len(told) == 2
     assert len(set(told)) == 1
     private = (tmp_path / "keys" / "key").read_text().split()[1]

@@ -35,7 +35,7 @@ def _run(
     command = guarded(("mpirun", "-np", "2", "prog", "a b", "$c"), "prog", whose)
     path = f"{folder}:/usr/bin:/bin" if linked is not None else str(folder)
     return subprocess.run(
-        command, env={"PATH": path}, capture_output=True, text=True, check=False, timeout=20
+        command, env={"PATH": path}, capture_output=True, text=True, check=False, timeout=60
     )
 
 
@@ -107,7 +107,7 @@ def test_an_older_library_may_be_replaced_by_that_of_mpirun(tmp_path: Path) -> N
         (tmp_path / name).chmod(0o755)
     command = guarded(("mpirun", "prog"), "prog", "Open MPI 5.0.11")
     path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    ran = subprocess.run(command, env=path, capture_output=True, text=True, check=False, timeout=20)
+    ran = subprocess.run(command, env=path, capture_output=True, text=True, check=False, timeout=60)
     assert (ran.stdout, ran.returncode) == ("ran\n", 0), ran.stderr
 
 

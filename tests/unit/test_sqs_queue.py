@@ -60,10 +60,10 @@ def test_a_message_for_a_poll_that_was_left_is_given_back(queue: ListedQueue) ->
     threading.Timer(0.5, wake.set).start()
     began = CLOCK.now()
     assert queue.receive(visibility=600, wait=20, wake=wake) is None
-    assert CLOCK.now() - began < 5
+    assert CLOCK.now() - began < 15
     queue.send("x")
     assert must_receive(queue).body == "x"
-    assert CLOCK.now() - began < 15
+    assert CLOCK.now() - began < 19
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -93,7 +93,7 @@ def test_a_poll_that_is_left_in_a_stall_holds_nobody_up() -> None:
         threading.Timer(0.2, wake.set).start()
         began = CLOCK.now()
         assert at(server).receive(visibility=600, wait=20, wake=wake) is None
-        assert CLOCK.now() - began < 5
+        assert CLOCK.now() - began < 15
 
 
 def test_a_poll_that_stalls_is_an_outage_soon_after_its_time() -> None:
@@ -101,7 +101,7 @@ def test_a_poll_that_stalls_is_an_outage_soon_after_its_time() -> None:
         began = CLOCK.now()
         with pytest.raises(QueueUnavailableError, match="does not answer"):
             at(server).receive(visibility=600, wait=1, wake=Wake())
-        assert 1 < CLOCK.now() - began < 15
+        assert 1 < CLOCK.now() - began < 30
 
 
 def test_a_call_that_stalls_is_given_up_after_two_tries() -> None:
@@ -109,7 +109,7 @@ def test_a_call_that_stalls_is_given_up_after_two_tries() -> None:
         began = CLOCK.now()
         with pytest.raises(QueueUnavailableError, match="does not answer"):
             at(server).send("x")
-        assert CLOCK.now() - began < 20
+        assert CLOCK.now() - began < 40
         assert server.calls.count("SendMessage") == 2
 
 

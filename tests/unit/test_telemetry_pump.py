@@ -256,7 +256,7 @@ def test_a_later_stop_can_shorten_the_deadline(live: Attempt) -> None:
     patient = threading.Thread(target=pump.stop, args=[live.clock.now() + 3600])
     patient.start()
     assert not pump.stop(live.clock.now())
-    patient.join(10)
+    patient.join(60)
     assert not patient.is_alive()
 
 
