@@ -40,8 +40,9 @@ class FakeMember:
         listener.bind(str(self.path))
         listener.listen()
         listener.settimeout(0.02)
-        self._threads = [threading.Thread(target=self._accept, args=(listener, self._stop))]
-        self._threads[0].start()
+        accept = threading.Thread(target=self._accept, args=(listener, self._stop), daemon=True)
+        self._threads = [accept]
+        accept.start()
 
     def restart(self) -> None:
         """Go away and come back, as an agent that is killed does."""
@@ -69,7 +70,9 @@ class FakeMember:
             while not stop.is_set():
                 with suppress(TimeoutError):
                     connection, _ = listener.accept()
-                    thread = threading.Thread(target=self._serve, args=(connection, stop))
+                    thread = threading.Thread(
+                        target=self._serve, args=(connection, stop), daemon=True
+                    )
                     thread.start()
                     self._threads.append(thread)
 

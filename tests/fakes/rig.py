@@ -108,7 +108,8 @@ class Rig:
             except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
                 errors.append(error)
 
-        thread = threading.Thread(target=run)
+        # One that does not stop fails its test alone, and holds up nothing after it.
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
             yield agent

@@ -38,7 +38,7 @@ class Service:
         argv = [sys.executable, "-m", "simagent", *map(str, arguments or ("agent",))]
         with self.journal.open("wb") as journal:
             self.process = subprocess.Popen(argv, env=env, stderr=journal)
-        self._thread = threading.Thread(target=self._hear)
+        self._thread = threading.Thread(target=self._hear, daemon=True)
         self._thread.start()
 
     def __enter__(self) -> "Service":

@@ -30,7 +30,7 @@ from simagent import (
     WaitTimeoutError,
 )
 
-CHATTER = "i=0; while test $i -lt 200; do echo line $i; i=$((i+1)); sleep 0.05; done"
+CHATTER = "i=0; while test $i -lt 1000; do echo line $i; i=$((i+1)); sleep 0.05; done"
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,8 @@ def test_two_clients_in_threads_and_one_that_they_share(home: Cli, client: Clien
 
     with Client(state_dir=home.state) as other:
         threads = [
-            threading.Thread(target=work, args=((client, other)[n % 2], n)) for n in range(8)
+            threading.Thread(target=work, args=((client, other)[n % 2], n), daemon=True)
+            for n in range(8)
         ]
         for thread in threads:
             thread.start()
@@ -290,7 +291,7 @@ def test_a_line_on_a_terminal_and_nothing_elsewhere(home: Cli) -> None:
     except OSError:  # its other end was closed
         pass
     os.close(ours)
-    assert done.wait(30) == 0
+    assert done.wait(60) == 0
     assert b"running" in shown
     assert b"on-the-way" in shown
     assert shown.endswith(b"\r\x1b[K")
@@ -327,11 +328,11 @@ def test_a_store_that_does_not_answer_is_told_of_and_left_at_once(
         line = process.stderr.readline()
         assert time.monotonic() - began < 30
         assert "does not answer" in line
-        assert re.fullmatch(r"simagent: .*: trying for 5\d s more\n", line)
+        assert re.fullmatch(r"simagent: .*: trying for [345]\d s more\n", line)
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        assert process.wait(10) == 130
-        assert time.monotonic() - began < 8
+        assert process.wait(60) == 130
+        assert time.monotonic() - began < 15, "a call waits 30 s for its answer"
         assert process.communicate() == ("", "")
     finally:
         for name in (*AWS, "AWS_REGION", "SIMAGENT_STORE", "SIMAGENT_S3_ENDPOINT"):
@@ -397,7 +398,7 @@ def test_a_wait_is_no_longer_than_asked_for_also_in_an_outage(
         assert time.monotonic() - began < 20
 
 
-def until(look: Callable[[], object], seconds: float = 30.0) -> None:
+def until(look: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not look():
         assert time.monotonic() < deadline, "waited in vain"

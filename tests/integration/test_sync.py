@@ -152,7 +152,7 @@ def test_a_sync_outlives_a_restart_of_the_agent(rig: Rig, tmp_path: Path) -> Non
     def sync() -> None:
         done.append(rig.client.sync(task, [], tmp_path / "out", timeout=60))
 
-    thread = threading.Thread(target=sync)
+    thread = threading.Thread(target=sync, daemon=True)
     thread.start()
     second = rig.process()
     thread.join(70)
