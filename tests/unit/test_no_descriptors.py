@@ -1,14 +1,20 @@
 """What an agent does while no file descriptor is left to it."""
 
+import errno
+import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fakes.descriptors import no_files_left
 from fakes.steps import LIMIT, Folder, alive
 from simagent.runtimes.process import ProcessRuntime
+from simagent.worker.identity import StateFolderError, identify
 from simagent.worker.notify import Notifier
+from simagent.worker.span import keep_folder_alive
 
 
 def test_what_systemd_cannot_be_told_just_now_is_no_error(
@@ -54,3 +60,30 @@ def test_the_end_of_a_step_is_read_once_that_can_be(tmp_path: Path) -> None:
     exit_ = step.wait(LIMIT)
     assert exit_ is not None
     assert exit_.exit_code == 7
+
+
+@pytest.mark.parametrize("name", ["agent.json", "machine-id", "boot_id"])
+def test_an_agent_that_cannot_read_who_it_is_becomes_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    me = identify(tmp_path)
+    read = Path.read_text
+
+    def short(path: Path, *how: Any, **more: Any) -> str:
+        if path.name == name:  # at this moment alone: the next file can be opened
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return read(path, *how, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", short)
+        with pytest.raises(StateFolderError, match="open files"):
+            identify(tmp_path)
+    assert identify(tmp_path).agent == me.agent
+
+
+def test_what_an_attempt_runs_is_kept_alive_as_far_as_it_is_found(tmp_path: Path) -> None:
+    ctx, runtime = SimpleNamespace(runtimes={}), ProcessRuntime()
+    ctx.runtimes["process"] = runtime
+    (tmp_path / "doors").mkdir()
+    with no_files_left():
+        keep_folder_alive(ctx, tmp_path)  # type: ignore[arg-type]

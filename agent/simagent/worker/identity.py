@@ -18,6 +18,7 @@ import psutil
 
 from simagent import __version__
 from simagent.ports.clock import SystemClock
+from simagent.ports.runtime import passes
 from simagent.worker.context import Identity
 
 _NAMED_WITHIN = 1.0
@@ -146,13 +147,13 @@ def identify(state_dir: Path, name: str | None = None) -> Identity:
     Raises `StateFolderError`.
     """
     try:
-        agent = name or _persistent_id(state_dir / "agent.json")
+        agent, boot = name or _persistent_id(state_dir / "agent.json"), boot_id()
     except OSError as error:
         raise StateFolderError(state_dir, error) from error
     return Identity(
         agent=agent,
         incarnation=secrets.token_hex(8),
-        boot_id=boot_id(),
+        boot_id=boot,
         version=__version__,
         machine={
             "hostname": socket.gethostname(),
@@ -164,7 +165,10 @@ def identify(state_dir: Path, name: str | None = None) -> Identity:
 
 
 def boot_id() -> str:
-    """Tell the id of this boot of the machine (random(4): /proc/sys/kernel/random/boot_id)."""
+    """Tell the id of this boot of the machine (random(4): /proc/sys/kernel/random/boot_id).
+
+    Raises OSError where that cannot be read just now.
+    """
     return _read("/proc/sys/kernel/random/boot_id")
 
 
@@ -174,8 +178,10 @@ def _persistent_id(path: Path) -> str:
         fields = json.loads(path.read_text())
         if fields["machine"] == machine:
             return str(fields["agent"])
-    except (OSError, ValueError, KeyError, TypeError):
-        fields = {}  # first start, a cloned image, or a damaged file: a new identity is safe
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and passes(error):
+            raise  # it stands there: another identity would end what this agent runs
+        # First start, a cloned image, or a damaged file: a new identity is safe.
     agent = f"{socket.gethostname().split('.')[0]}-{secrets.token_hex(3)}"
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps({"format": 1, "agent": agent, "machine": machine}))
@@ -186,5 +192,7 @@ def _persistent_id(path: Path) -> str:
 def _read(path: str) -> str:
     try:
         return Path(path).read_text().strip()
-    except OSError:
+    except OSError as error:
+        if passes(error):
+            raise
         return ""

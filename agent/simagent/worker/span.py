@@ -285,8 +285,11 @@ def keep_alive(ctx: Context, journal: Journal) -> None:
 
 def keep_folder_alive(ctx: Context, attempt: Path) -> None:
     """Do the same by an attempt's folder alone."""
+    folders = [steps_folder(attempt)]
+    with suppress(OSError):  # it is being removed: nothing of it is left to be kept alive
+        folders += _records(attempt)
     for runtime in ctx.runtimes.values():
-        for folder in (steps_folder(attempt), *_records(attempt)):
+        for folder in folders:
             runtime.keep_alive(folder)
 
 
