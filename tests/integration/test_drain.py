@@ -21,6 +21,7 @@ from simagent.domain import bell
 from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.engines import open_queue
+from simagent.worker.drain import DrainFile
 
 
 @pytest.fixture
@@ -364,3 +365,22 @@ def test_a_third_ctrl_c_leaves_at_once_and_the_next_agent_goes_on(rig: Rig) -> N
         rig.client.kill(task, by="tester", grace=0.0)
         rig.finish(task)
     assert not psutil.pid_exists(pid)
+
+
+def test_several_may_ask_for_a_drain_at_a_time(tmp_path: Path) -> None:
+    def ask() -> None:
+        try:
+            for _ in range(200):
+                DrainFile(tmp_path).ask(until=1.0)
+        except OSError as error:
+            failed.append(error)
+
+    failed: list[OSError] = []
+    asking = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(60)
+    assert failed == []
+    assert DrainFile(tmp_path).asked
+    assert [path.name for path in tmp_path.iterdir()] == ["drain"]

@@ -11,6 +11,7 @@ ends with what it was for: the agent removes it when it has drained, and one fro
 was booted does not count, nor does its time, which is of CLOCK_BOOTTIME.
 """
 
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,9 +69,13 @@ class DrainFile:
         Raises OSError.
         """
         text = self._boot_id if until is None else f"{self._boot_id}\n{_GIVE_BACK} {until:.3f}"
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.replace(self._path)
+        # Two may ask at a time: each by a file of its own.
+        temporary = self._path.with_suffix(f".{secrets.token_hex(4)}.new")
+        try:
+            temporary.write_text(text)
+            temporary.replace(self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
         """Let the agent take tasks. Raises OSError."""

@@ -31,6 +31,9 @@ _FORGOTTEN = 60.0
 _FETCHED_WITHIN = 300.0
 """Seconds that whoever asked has to fetch it, before another sync may take its place."""
 _PATIENCE = 300.0
+_OVER = (
+    "its commands are over: wait for its end, then `simagent download` fetches what it published"
+)
 
 log = structlog.get_logger()
 
@@ -68,14 +71,12 @@ class Syncing:
         self._job: _Job | None = None
         self._stop = Wake()
         self._stopped = False
+        self._lock = threading.Lock()
 
     def answer(self, request: Request, *, waits: bool) -> Answer | None:
         """Begin a sync, or tell how far it is; None while there is nothing to tell."""
         if self._stopped:
-            return self._refuse(
-                "its commands are over: wait for its end, then `simagent download` fetches "
-                "what it published"
-            )
+            return self._refuse(_OVER)
         if self._journal.entry.steps_started is None:
             return self._refuse("its commands have not begun: there is nothing yet")
         job, now = self._job, self._ctx.clock.now()
@@ -90,6 +91,8 @@ class Syncing:
             ):
                 return self._refuse("another sync of it is under way: try again when that is done")
             job = self._begin(request, now, instead_of=job)
+            if job is None:
+                return self._refuse(_OVER)
         job.asked = now
         if job.running and waits:
             return None
@@ -97,21 +100,26 @@ class Syncing:
 
     def stop(self, within: float) -> None:
         """Give up what is under way, for ``within`` seconds, and remove what was not fetched."""
-        self._stopped = True
+        with self._lock:  # none begins from now on
+            self._stopped = True
+            job, self._job = self._job, None
         self._stop.set()
-        job, self._job = self._job, None
         if job is None:
             return
         if job.thread is not None:
             job.thread.join(within)
         self._remove(job)
 
-    def _begin(self, request: Request, now: float, *, instead_of: _Job | None) -> _Job:
+    def _begin(self, request: Request, now: float, *, instead_of: _Job | None) -> _Job | None:
+        """Begin a sync; None where the commands are over by now."""
         if instead_of is not None:
             self._remove(instead_of)
-        job = self._job = _Job(request, now)
-        name = f"sync {self._journal.entry.task}"
-        job.thread = self._threads.start(name, partial(self._run, job))
+        with self._lock:
+            if self._stopped:
+                return None
+            job = self._job = _Job(request, now)
+            name = f"sync {self._journal.entry.task}"
+            job.thread = self._threads.start(name, partial(self._run, job))
         return job
 
     def _tell(self, job: _Job) -> Answer:
