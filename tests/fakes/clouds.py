@@ -24,6 +24,8 @@ class Metadata(Serving):
         self.started: list[str] = []
         """The events of Azure's that were let begin."""
         self.tokens = 0
+        self.token = TOKEN
+        """What AWS's tokens begin with."""
         self._token = ""
         server = self
 
@@ -33,7 +35,7 @@ class Metadata(Serving):
                 if self.path != "/latest/api/token" or not 0 < int(lasting or 0) <= 21600:
                     return self._answer(400, "")
                 server.tokens += 1
-                server._token = f"{TOKEN}-{server.tokens}"
+                server._token = f"{server.token}-{server.tokens}"
                 return self._answer(200, server._token)
 
             def do_GET(self) -> None:

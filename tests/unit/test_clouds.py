@@ -222,3 +222,10 @@ def test_azure_is_let_begin_what_is_about_this_machine_alone(
         assert server.started == []
         cloud.done()
         assert server.started == started
+
+
+def test_a_page_in_the_place_of_a_token_is_a_failure_of_the_server() -> None:
+    with Metadata(clouds.aws()) as server:
+        server.token = "<html>\n<p>Please log in"
+        with pytest.raises(CloudError, match="/latest/"):
+            Aws(wall, server.endpoint).notice()

@@ -50,7 +50,7 @@ def ask(
             said = answer.read(_MOST_BYTES).decode(errors="replace")
         if late.is_set():
             raise TimeoutError(_LATE)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last of odd headers
         raise CloudError(f"{base}{path}: {error or type(error).__name__}") from error
     finally:
         connection.close()
