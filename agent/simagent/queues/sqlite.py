@@ -43,8 +43,9 @@ class SqliteQueue:
     def close(self) -> None:
         """Close the files; a later call opens them again."""
         self._file.close()
-        while self._idle_bells:
-            self._idle_bells.pop().close()
+        with suppress(IndexError):  # until there is none, whoever takes one meanwhile
+            while True:
+                self._idle_bells.pop().close()
 
     def send(self, body: str, *, delay: float = 0.0) -> None:
         """Add a message, visible after ``delay`` seconds."""

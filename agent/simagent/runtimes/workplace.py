@@ -45,12 +45,14 @@ def clear_workplaces(folder: Path) -> None:
     """Remove what killed agents left."""
     for place in folder.glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            if time.time() - place.stat().st_mtime < _NEW:
-                continue  # its maker may be about to lock it
             held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                its = os.fstat(held)
+                if time.time() - its.st_mtime < _NEW:
+                    continue  # its maker may be about to lock it
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_folder(place)
+                if os.path.samestat(its, place.stat()):  # else somebody makes the same anew
+                    remove_folder(place)
             finally:
                 os.close(held)
 

@@ -272,9 +272,10 @@ class Entries:
         return exited
 
     def _forget(self, entry: Entry) -> None:
+        """Forget a run; its lock is held. Only then a new one may have its name, and its folder."""
+        remove_tree(entry.folder)
         with self._lock:
             self._entries.pop(entry.folder.name, None)
-        remove_tree(entry.folder)
 
     def _all(self) -> list[Entry]:
         with self._lock:
