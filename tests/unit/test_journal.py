@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -270,6 +271,25 @@ def test_what_was_set_aside_expires(tmp_path: Path) -> None:
     os.utime(tmp_path / "set-aside/p.OLD.1", (1000, 1000))
     journals.expire(before=2000, agent="a")
     assert aside(tmp_path) == ["p.NEW.1"]
+
+
+def test_what_somebody_removes_at_the_same_time_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals = Journals(tmp_path)
+    for task in ("OLD", "OLDER"):
+        journals.set_aside(journals.create(entry(task)).folder, "why")
+        os.utime(tmp_path / f"set-aside/p.{task}.1", (1000, 1000))
+    look = Path.lstat
+
+    def late(path: Path) -> os.stat_result:
+        if path.name == "p.OLD.1":
+            shutil.rmtree(path)
+        return look(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    journals.expire(before=2000, agent="a")
+    assert aside(tmp_path) == []
 
 
 def test_setting_aside_starts_the_time_to_expiry(tmp_path: Path) -> None:

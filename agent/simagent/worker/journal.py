@@ -219,21 +219,25 @@ class Journals:
         if not self._aside.exists():
             return
         for folder in self._aside.iterdir():
-            if folder.lstat().st_mtime >= before:
-                continue
-            with suppress(OSError, ValueError, RecursionError):
-                entry = read_entry(folder)
-                if entry.shared is not None and entry.agent == agent:
-                    remove_shared(Path(entry.shared))
-            if folder.is_dir() and not folder.is_symlink():
-                remove_tree(folder)
-            else:
-                folder.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # people remove such, too
+                if folder.lstat().st_mtime < before:
+                    _discard(folder, agent)
 
 
 def holds_attempt(folder: Path) -> bool:
     """Tell whether a folder is that of an attempt which is not over."""
     return (folder / NAME).exists()
+
+
+def _discard(folder: Path, agent: str) -> None:
+    with suppress(OSError, ValueError, RecursionError):
+        entry = read_entry(folder)
+        if entry.shared is not None and entry.agent == agent:
+            remove_shared(Path(entry.shared))
+    if folder.is_dir() and not folder.is_symlink():
+        remove_tree(folder)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 def _shared(folder: Path) -> Iterator[str]:
