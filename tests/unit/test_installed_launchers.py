@@ -77,6 +77,17 @@ def test_an_upgrade_is_noticed(tmp_path: Path) -> None:
     assert launchers.find(None).name == "openmpi 5.0.7"
 
 
+def test_one_that_did_not_tell_once_is_asked_again(tmp_path: Path) -> None:
+    path = install(tmp_path / "mpirun", OPEN_MPI_5)
+    tells = path.read_text()
+    path.write_text(f'#!/bin/sh\n[ -e "$0.busy" ] || {{ touch "$0.busy"; exit 1; }}\n{tells}')
+    for again, found in ((3600.0, [[], []]), (0.0, [[], ["5.0.7"]])):
+        (tmp_path / "mpirun.busy").unlink(missing_ok=True)
+        build = {"openmpi": named, "hydra": named}
+        here = InstalledLaunchers(str(path), build, PlainLauncher("inside"), again=again)
+        assert [[it.version for it in here.installed()] for _ in range(2)] == found
+
+
 def test_without_any_the_fix_is_told(tmp_path: Path) -> None:
     launchers = installed(f"{tmp_path}/none")
     assert not launchers

@@ -1,9 +1,11 @@
 """Which MPI is installed here: finds each `mpirun`, asks it what it is, and remembers."""
 
 import glob
+import math
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 from simagent.ports.launcher import Launcher, LaunchError
 
 _DETECT_SECONDS = 10.0
+_AGAIN = 120.0
+"""Seconds after which one that did not tell is asked again: its machine may have been at fault."""
 _TOLD = {
     "hydra": re.compile(r"HYDRA build details:\s+Version:\s+(\S+)"),
     "openmpi": re.compile(r"^mpirun\S* \(Open(?:RTE| MPI)\) (\S+)", re.MULTILINE),
@@ -37,12 +41,18 @@ class InstalledLaunchers:
     """
 
     def __init__(
-        self, program: str, build: Mapping[str, Callable[[Mpirun], Launcher]], inside: Launcher
+        self,
+        program: str,
+        build: Mapping[str, Callable[[Mpirun], Launcher]],
+        inside: Launcher,
+        *,
+        again: float = _AGAIN,
     ) -> None:
         self._program = program
         self._build = build
         self._inside = inside
-        self._asked: dict[tuple[str, int], Mpirun | None] = {}
+        self._again = again
+        self._asked: dict[tuple[str, int], tuple[Mpirun | None, float]] = {}
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -86,14 +96,16 @@ class InstalledLaunchers:
         return sorted(glob.glob(pattern))
 
     def _ask(self, path: str) -> Mpirun | None:
-        """Ask a program what it is, once for each version of its file."""
+        """Ask a program what it is, once for each version of its file that tells."""
         try:
             known = path, Path(path).stat().st_mtime_ns
         except OSError:
             return None
-        if known not in self._asked:
-            self._asked[known] = detect(path)
-        return self._asked[known]
+        found, at = self._asked.get(known, (None, -math.inf))
+        if found is None and time.monotonic() - at >= self._again:
+            found = detect(path)
+            self._asked[known] = found, time.monotonic()
+        return found
 
 
 def detect(path: str) -> Mpirun | None:
