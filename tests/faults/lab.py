@@ -133,7 +133,7 @@ class Lab(Rig):
             if recorder.unsettled():
                 calm = Stopwatch()
             assert all_of_it.running() < PATIENCE, "waited in vain"
-            threading.Event().wait(0.05)
+            threading.Event().wait(0.2)
         assert process.returncode in (None, -signal.SIGKILL), f"it ended: {process.returncode}"
         return process.returncode is not None
 
