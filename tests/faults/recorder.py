@@ -43,7 +43,7 @@ STATES = "store/p/*/tasks/*/state.json"
 EXTRAS = {"stdout.txt", "stderr.txt", "system_metrics.csv"}
 _PIECE = 2**20
 _LOOK_EVERY = 0.2
-"""Seconds: a look at all processes takes 4 ms of a core, and a dozen runs are looked at together."""
+"""Seconds: a look at all processes takes 4 ms of a core, and a dozen runs do so at a time."""
 
 
 @dataclass
