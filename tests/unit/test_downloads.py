@@ -1,5 +1,6 @@
 """Downloads: by several ranges at a time, in bounded memory, gone on with after an interruption."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -351,6 +352,32 @@ def test_two_downloads_of_a_large_file_do_not_mix(root: Path, target: Path) -> N
     go_on.set()
     first.join(30)
     assert (target / "big").read_bytes() == (root / "big").read_bytes()
+
+
+def test_a_file_that_another_download_has_just_finished_is_not_written_to(
+    root: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Watched()
+    data = os.urandom(20 * MEGABYTE)
+    (root / "big").write_bytes(data)
+    output = publish(store, root, "files")
+    lock = fcntl.flock
+    finished: list[BinaryIO] = []
+
+    def late(file: int, how: int) -> None:
+        if not finished:  # the other one renames its part, and lets go of it
+            (part,) = target.glob(".simagent-*.part")
+            part.write_bytes(data)
+            part.rename(target / "big")
+            finished.append((target / "big").open("rb"))
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    download(store, output, ["**"], Place(target))
+    with finished[0] as other:
+        assert other.read() == data
+    assert (target / "big").read_bytes() == data
+    assert os.listdir(target) == ["big"]
 
 
 def test_an_object_that_was_cut_or_removed_is_told(root: Path, target: Path) -> None:

@@ -135,16 +135,14 @@ class Laying:
         marks = hashlib.sha256(f"{self._version} {path}".encode(errors="surrogateescape"))
         name = f".simagent-{marks.hexdigest()[:16]}.part"
         folder, _ = self._tree.at(_beside(path, name), make=True)
-        file = _open_part(folder, name)
-        try:
+        while True:
+            file = _open_part(folder, name)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                message = f"another download fetches {path!r} into this folder: wait for it"
-                raise BlockingIOError(error.errno, message) from None
-            yield file, name
-        finally:
-            os.close(file)
+                if _held(file, path, folder, name):
+                    yield file, name
+                    return
+            finally:
+                os.close(file)
 
     def _rename(self, path: str, name: str) -> None:
         folder, last = self._tree.at(path)
@@ -154,6 +152,20 @@ class Laying:
         folder, name = self._tree.at(path)
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
+
+
+def _held(file: int, path: str, folder: int, name: str) -> bool:
+    """Lock a part; tell whether it still has its name: else it was finished by another just now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        message = f"another download fetches {path!r} into this folder: wait for it"
+        raise BlockingIOError(error.errno, message) from None
+    try:
+        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(file), named)
 
 
 def _open_part(folder: int, name: str) -> int:
