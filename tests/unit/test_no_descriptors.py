@@ -12,6 +12,7 @@ import pytest
 from fakes.descriptors import no_files_left
 from fakes.steps import LIMIT, Folder, alive
 from simagent.runtimes.process import ProcessRuntime
+from simagent.transfer.tree import Tree
 from simagent.worker.identity import StateFolderError, identify
 from simagent.worker.notify import Notifier
 from simagent.worker.span import keep_folder_alive
@@ -87,3 +88,11 @@ def test_what_an_attempt_runs_is_kept_alive_as_far_as_it_is_found(tmp_path: Path
     (tmp_path / "doors").mkdir()
     with no_files_left():
         keep_folder_alive(ctx, tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_opened_takes_no_file_descriptor_away(tmp_path: Path) -> None:
+    with no_files_left(but=1):  # it takes two
+        for _ in range(3):
+            with pytest.raises(OSError, match="open files"):
+                Tree(tmp_path)
+        os.close(os.open(tmp_path, os.O_RDONLY))

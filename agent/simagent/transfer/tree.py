@@ -41,7 +41,11 @@ class Tree:
     def __init__(self, root: str | os.PathLike[str], beneath: str = "") -> None:
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._path = ""
-        self._fd = os.dup(self.fd)
+        try:
+            self._fd = os.dup(self.fd)
+        except OSError:
+            os.close(self.fd)
+            raise
         if beneath:
             try:
                 folder = os.dup(self.folder(beneath))

@@ -77,9 +77,9 @@ def _bits(netmask: str | None) -> int | str:
 
 
 def _of_the_default_route() -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(_SOMEWHERE)
             return ipaddress.ip_address(sock.getsockname()[0])
-        except OSError:
-            return None
+    except OSError:
+        return None

@@ -74,7 +74,7 @@ class Registration:
         key = keys.cluster_member(self._member.cluster, self._member.identity.agent)
         try:
             self._member.ledger.store.put(key, self._record().model_dump_json(indent=1).encode())
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             log.debug("member not shown", key=key, error=str(error))
 
     def _record(self) -> Member:
