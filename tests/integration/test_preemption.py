@@ -108,7 +108,8 @@ signal.signal(signal.SIGUSR1, ask)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 data = random.Random(1).randbytes(1 << 20)
 pathlib.Path("trajectory").write_bytes(data)
-pathlib.Path("pid").write_text(str(os.getpid()))
+pathlib.Path("new").write_text(str(os.getpid()))
+os.rename("new", "pid")
 while True:
     print("x" * 1000, flush=True)
     if asked:
