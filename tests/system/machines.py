@@ -30,7 +30,7 @@ SETTINGS = "/etc/simagent/agent.toml"
 
 _DOCKERFILE = Path(__file__).parent / "machine" / "Dockerfile"
 _EQUIPPED = _DOCKERFILE.with_name("equipped.Dockerfile")
-_TRIES_EVERY = 0.1
+_TRIES_EVERY = 0.3  # seconds; each is a program that Docker starts there
 _T = TypeVar("_T")
 
 _OPTIONS = (
