@@ -262,7 +262,7 @@ class ClusterLab(Rig):
                     if not all(self.agents_of(name) for name in self._agents):
                         break
                     looked = time.monotonic()
-                threading.Event().wait(0.05)
+                threading.Event().wait(0.2)
         raise AssertionError(self.told(task))
 
     def outputs(self, task: TaskKeys) -> Path:
