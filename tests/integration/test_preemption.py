@@ -181,7 +181,7 @@ def test_a_task_that_is_to_fail_does_so_without_the_outputs_that_take_too_long(r
         task = rig.submit({"run": run, "shell": True}, on_preempt="fail")
         pid_of(rig)
         agent.interrupt(Preempted("the machine goes away", SystemClock().now() + 10.0))
-        state = rig.finish(task, 10.0)
+        state = rig.finish(task, 25.0)  # the outputs would take 40 s
     assert (state.status, state.reason, state.output) == ("failed", "preempted", None)
     assert "outputs not published: the machine goes away before" in state.message
 
