@@ -62,11 +62,9 @@ class Entrance:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._path.unlink(missing_ok=True)
-            before = os.umask(0o177)
-            try:
-                listener.bind(str(self._path))
-            finally:
-                os.umask(before)
+            # The file gets the mode of the socket; a umask would be that of all threads.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(str(self._path))
             if self._gid is not None:
                 os.chown(self._path, -1, self._gid)
                 self._path.chmod(0o660)
