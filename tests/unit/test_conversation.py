@@ -1,5 +1,6 @@
 """What a member says to its head over one connection, and what it makes of silence."""
 
+import errno
 import json
 import socket
 import threading
@@ -38,6 +39,7 @@ class FakeRun:
     takes: float = 3.0
     taken: Wake = field(default_factory=Wake)
     waits: int = 0
+    samples: int = 0
     left: list[tuple[float, str]] = field(default_factory=list)
     released: bool = False
     ends_at: float | None = None
@@ -52,6 +54,9 @@ class FakeRun:
         return Exited(code=7) if over else None
 
     def sample(self) -> Sampled:
+        self.samples += 1
+        if self.samples == 1:
+            raise OSError(errno.EMFILE, "no more files")
         return Sampled(sample={"host": "vm2"})
 
     def leave(self, grace: float, why: str) -> None:
@@ -150,7 +155,7 @@ ENTER = Enter(
 )
 
 
-def test_a_run_is_sampled_until_it_is_left_and_over(talk: Talk) -> None:
+def test_a_run_is_sampled_as_far_as_that_is_possible_until_it_is_left_and_over(talk: Talk) -> None:
     talk.say(ENTER)
     talk.hear("started")
     assert talk.hear("sampled")["sample"] == {"host": "vm2"}

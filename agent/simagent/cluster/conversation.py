@@ -178,7 +178,8 @@ class Conversation:
             if self._lines.ready():
                 self._unread += self._lines.read()
             if self._clock.now() >= sample_at and not self._lines.closed:
-                self._tell(hold.sample())
+                with suppress(OSError):  # a sample that cannot be taken ends no run
+                    self._tell(hold.sample())
                 sample_at = self._clock.now() + every
             self._part()
             self._beat()

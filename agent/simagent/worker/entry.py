@@ -41,6 +41,7 @@ class Entry:
         self.alone_since: float | None = self.since
         """Since when no connection has a hold on it."""
         self._grace = self._stopped = math.inf
+        self._asked = threading.Lock()
         self._clock = clock
         self._taken = Wake()
 
@@ -60,11 +61,12 @@ class Entry:
 
     def end(self, why: str, grace: float) -> None:
         """Have it ended; returns at once, also while it is being started."""
-        if not self.why:
-            self.why = why
+        with self._asked:  # by the head, for its record, and as the machine goes away
+            first, self.why = not self.why, self.why or why
+            self._grace = min(grace, self._grace)
+        if first:
             attempt = self.request.attempt
             log.info("ranks are told to end", task=attempt.task, epoch=attempt.epoch, why=why)
-        self._grace = min(grace, self._grace)
         if self.lock.acquire(blocking=False):
             try:
                 self.obey()
