@@ -161,4 +161,4 @@ class Rig:
 def kill9(process: subprocess.Popen[bytes]) -> None:
     """End a process as a power cut would."""
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.wait(60)

@@ -80,7 +80,8 @@ class Service:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """List the events of a name in the journal."""
-        found = [json.loads(line) for line in self.lines if line.startswith("{")]
+        whole = self.journal.read_text().split("\n")[:-1]  # the last line may be in the writing
+        found = [json.loads(line) for line in whole if line.startswith("{")]
         return [event for event in found if event["event"] == name]
 
     def until(self, look: Callable[[], object], seconds: float = 60.0) -> None:

@@ -41,7 +41,12 @@ def user() -> Iterator[str]:
     add = ["useradd", "--system", "--no-create-home", "--shell", "/bin/sh", name]
     subprocess.run(add, check=True, env={"PATH": PATH})
     yield name
-    subprocess.run(["userdel", name], check=True, env={"PATH": PATH}, capture_output=True)
+    remove = ["userdel", name]  # refuses while a last process of that user is about to end
+    env = {"PATH": PATH}
+    wait_for(
+        lambda: not subprocess.run(remove, check=False, env=env, capture_output=True).returncode,
+        "the end of all that runs as this user",
+    )
 
 
 def python_of_all() -> tuple[str, ...]:
