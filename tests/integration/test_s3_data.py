@@ -314,6 +314,7 @@ def test_what_gives_credentials_may_be_away_for_minutes(
 # A CA of one's own, for the queue
 
 
+@pytest.mark.usefixtures("aws_credentials")
 def test_with_its_ca_sqs_is_trusted(tmp_path: Path) -> None:
     file = certificate(tmp_path, "localhost")
     with SqsAnswers(tls=serving(file)) as server:

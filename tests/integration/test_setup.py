@@ -181,6 +181,7 @@ def test_a_key_of_kms_becomes_the_new_buckets_default(fleet: Fleet) -> None:
     assert rule["BucketKeyEnabled"] is True
 
 
+@pytest.mark.usefixtures("aws_credentials")
 def test_what_a_server_does_not_have_is_told_and_skipped() -> None:
     """As a store that has buckets and objects alone answers."""
     with S3Answers(code="NotImplemented", status=501, but=("HeadBucket",)) as server:
