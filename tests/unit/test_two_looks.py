@@ -1,12 +1,14 @@
 """What another thread takes away between two looks at it is no error of the agent."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from fakes.clock import FakeClock
 from fakes.hosts import member
 from fakes.queue import MemoryQueue
 from fakes.store import MemoryStore
 from fakes.vanishing import with_once
+from simagent.api import Task
 from simagent.cluster.ssh import HeadKey
 from simagent.domain.cluster import HeadLease
 from simagent.domain.keys import TaskKeys
@@ -71,3 +73,11 @@ def test_a_bell_may_be_replaced_while_it_is_silenced() -> None:
     kind(queue, clock, Times(), task, None).silence()
     kind(queue, clock, Times(), task, None).silence()
     assert queue.deleted == ["r"]
+
+
+def test_a_task_may_be_deleted_while_it_is_shown() -> None:
+    for look in (repr, Task._repr_html_):
+        kind = with_once(Task, _last=SimpleNamespace(status="queued"))
+        task = kind(lambda: None, TaskKeys("p", "t"))  # type: ignore[arg-type, return-value]
+        assert "queued" in look(task)
+        assert "queued" not in look(task)

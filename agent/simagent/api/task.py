@@ -341,10 +341,10 @@ class Task:
         return hash(self._keys)
 
     def __repr__(self) -> str:
-        known = f" {self._last.status}" if self._last else ""
+        known = f" {last.status}" if (last := self._last) else ""
         return f"<Task {self.id}{known}>"
 
     def _repr_html_(self) -> str:
         name = html.escape(printable(self._spec.name)) if self._spec else ""
-        status = f" <b>{self._last.status}</b>" if self._last else ""
+        status = f" <b>{last.status}</b>" if (last := self._last) else ""
         return f"task <code>{self.id}</code>{f' {name}' if name else ''}{status}"
