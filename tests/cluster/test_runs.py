@@ -22,7 +22,8 @@ _HARMLESS = re.compile(rb"^\[.*\] plm:ssh: Warning: setpgid\(.*\n", re.MULTILINE
 def lab(docker_engine: Engine, vm_image: str) -> Iterator[ClusterLab]:
     """A head and two members, for all tests here."""
     with cluster_lab(docker_engine, vm_image) as made:
-        made.up(members=2)
+        # Named, it is told to MPICH's ranks, too.
+        made.up(members=2, mpi={"interface": "eth0"})
         yield made
 
 

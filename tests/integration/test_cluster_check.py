@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from fakes.grid import Cluster, ShellLaunchers
+from fakes.grid import Cluster, FakeHead, ShellLaunchers
 from fakes.hosts import member
 from fakes.launchers import PlainLauncher
 from fakes.steps import commands_of, until
@@ -18,7 +18,7 @@ from simagent.domain.cluster import Member
 from simagent.ports.launcher import Launcher, Ranks
 from simagent.wiring.agent import open_context
 from simagent.worker.context import Context
-from simagent.worker.journal import Journals
+from simagent.worker.journal import Entry, Journals
 from simagent.worker.loop import Agent
 from simagent.worker.orders import Detached
 from simagent.worker.recovery import recover
@@ -219,6 +219,25 @@ def test_an_agent_that_stops_leaves_nothing_of_it(grid: Grid) -> None:
         agent.interrupt(Detached("stop"))
     until(lambda: commands_of(journal.entry.task) == [], "an end of all that ran")
     assert kept_check(grid.config().state_dir) is None
+    assert not list((grid.folder / "state" / "attempts").iterdir())
+    assert not list((grid.folder / "shared" / "grid").iterdir())
+
+
+def test_nothing_is_left_of_one_that_a_bug_ends(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, calls = FakeHead.release, []
+
+    def fails_once(self: FakeHead, entry: Entry) -> None:
+        calls.append(entry.task)
+        if len(calls) == 1:
+            raise RuntimeError("a bug")
+        release(self, entry)
+
+    monkeypatch.setattr(FakeHead, "release", fails_once)
+    with grid.up():
+        assert "a bug" in str(grid.kept()["troubles"])
+        grid.finish(grid.ranks("true"))
     assert not list((grid.folder / "state" / "attempts").iterdir())
     assert not list((grid.folder / "shared" / "grid").iterdir())
 

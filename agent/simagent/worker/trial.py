@@ -14,6 +14,7 @@ from simagent.worker.context import Context
 from simagent.worker.head import Head
 from simagent.worker.orders import Preempted
 from simagent.worker.receive import Claim
+from simagent.worker.recovery import recover
 from simagent.worker.roster import LOOK_EVERY
 from simagent.worker.threads import Threads
 
@@ -150,4 +151,7 @@ def carry_out(ctx: Context, task: TaskKeys, stop: Wake, within: float) -> str:
             broken = "the agent stops" if stop.is_set() else f"not over after {within:g} s"
             run.interrupt(Preempted(broken, until=now + _ENDS_WITHIN))
             until = now + _ABANDONED_AFTER
-    return broken or ("" if threads.error is None else repr(threads.error))
+    if threads.error is None:
+        return broken
+    recover(ctx, journal)  # as the next agent would
+    return repr(threads.error)
