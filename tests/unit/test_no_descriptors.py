@@ -13,7 +13,10 @@ from fakes.descriptors import no_files_left
 from fakes.steps import LIMIT, Folder, alive
 from simagent.runtimes.process import ProcessRuntime
 from simagent.transfer.tree import Tree
+from simagent.worker.diskwatch import DiskWatch
+from simagent.worker.drain import DrainFile
 from simagent.worker.identity import StateFolderError, identify
+from simagent.worker.journal import Journals
 from simagent.worker.notify import Notifier
 from simagent.worker.span import keep_folder_alive
 
@@ -96,3 +99,35 @@ def test_a_folder_that_cannot_be_opened_takes_no_file_descriptor_away(tmp_path: 
             with pytest.raises(OSError, match="open files"):
                 Tree(tmp_path)
         os.close(os.open(tmp_path, os.O_RDONLY))
+
+
+def test_a_drain_stands_while_the_wish_for_it_cannot_be_read(tmp_path: Path) -> None:
+    drain = DrainFile(tmp_path)
+    drain.ask(until=7.0)
+    assert drain.asked
+    with no_files_left():
+        assert drain.asked
+    drain.withdraw()
+    assert not drain.asked
+
+
+def test_what_was_set_aside_expires_when_it_can_be_looked_at(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    stray = tmp_path / "set-aside" / "stray"
+    stray.mkdir(parents=True)
+    with no_files_left():
+        journals.expire(before=1e12, agent="a")
+    journals.expire(before=1e12, agent="a")
+    assert not stray.exists()
+
+
+def test_logs_are_trimmed_again_once_they_can_be_opened(tmp_path: Path) -> None:
+    path, printed = tmp_path / "stdout", b"a" * (8 << 20)
+    path.write_bytes(printed)
+    journal = SimpleNamespace(entry=SimpleNamespace(max_log_bytes=1 << 20), logs=tmp_path)
+    watch = DiskWatch(SimpleNamespace(), journal, SimpleNamespace())  # type: ignore[arg-type]
+    with no_files_left():
+        watch._trim()
+    assert path.read_bytes() == printed
+    watch._trim()
+    assert path.read_bytes().count(b"a") < len(printed)

@@ -12,6 +12,7 @@ import structlog
 from simagent.domain.keys import STREAMS
 from simagent.domain.quantities import size_text
 from simagent.ports.clock import Wake
+from simagent.ports.runtime import passes
 from simagent.telemetry.spool import Spool
 from simagent.worker.context import Context
 from simagent.worker.disk import used_bytes
@@ -62,6 +63,8 @@ class DiskWatch:
             try:
                 spool.trim()
             except OSError as error:
+                if passes(error) or isinstance(error, FileNotFoundError):
+                    continue  # at the next look again
                 # It may take what is free then, down to what is kept free.
                 self._spools.remove(spool)
                 path = str(self._journal.logs)

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from simagent.ports.clock import Clock, Waitable
+from simagent.ports.runtime import passes
 from simagent.worker.identity import boot_id
 from simagent.worker.orders import Preempted
 
@@ -42,6 +43,8 @@ class DrainFile:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "drain"
         self._boot_id = boot_id()
+        self._known: Drain | None = None
+        """What was asked for when that was read last."""
 
     @property
     def asked(self) -> bool:
@@ -52,9 +55,14 @@ class DrainFile:
     def wish(self) -> Drain | None:
         """What the agent is to do; None: nothing."""
         try:
-            first, *more = self._path.read_text(errors="replace").split("\n")
-        except OSError:
-            return None
+            self._known = self._read(self._path.read_text(errors="replace"))
+        except OSError as error:
+            if not passes(error):  # else it stands as it did
+                self._known = None
+        return self._known
+
+    def _read(self, text: str) -> Drain | None:
+        first, *more = text.split("\n")
         if first != self._boot_id:
             return None
         with suppress(ValueError):

@@ -216,9 +216,11 @@ class Journals:
 
         What others shared may be in use by them: the disk of their machine was cloned.
         """
-        if not self._aside.exists():
-            return
-        for folder in self._aside.iterdir():
+        try:
+            folders = list(self._aside.iterdir())
+        except OSError:
+            return  # there are none, or they cannot be looked at just now
+        for folder in folders:
             with suppress(FileNotFoundError):  # people remove such, too
                 if folder.lstat().st_mtime < before:
                     _discard(folder, agent)
