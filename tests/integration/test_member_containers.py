@@ -106,7 +106,10 @@ def test_in_docker(lab: MemberLab, docker_engine: Engine, archive: str) -> None:
         assert labels["simagent.agent"] == lab.agent
         assert (settings["NetworkMode"], settings["ShmSize"]) == ("host", 8 << 20)
         leave(connection)
-    assert docker_engine.run("ps", "--all", "--quiet", name).stdout == ""
+    wait_for(
+        lambda: docker_engine.run("ps", "--all", "--quiet", name).stdout == "",
+        "the end of the container",
+    )
 
 
 def test_in_apptainer(lab: MemberLab, apptainer: Apptainer, archive: str) -> None:

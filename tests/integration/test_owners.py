@@ -42,7 +42,7 @@ def test_what_it_has_open_is_seen() -> None:
             [*BOUNDED, sys.executable, "-c", LOOK, str(task.pid)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
     finally:

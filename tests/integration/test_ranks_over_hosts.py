@@ -158,7 +158,7 @@ def test_a_killed_mpirun_leaves_nothing_on_the_other_host(installed: Mpi, hosts:
         assert [line.split()[0] for line in hosts.entered()] == ["begin"]
         job.kill()
         job.wait()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len(hosts.entered()) < 2 or hosts.pids(2):
             assert time.monotonic() < deadline, hosts.pids(2)
             time.sleep(0.1)

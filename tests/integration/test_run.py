@@ -41,7 +41,7 @@ def line_of(pipe: IO[str] | None, words: str) -> str:
 
 def stopped(agent: subprocess.Popen[str]) -> None:
     agent.send_signal(signal.SIGTERM)
-    agent.communicate(timeout=30)
+    agent.communicate(timeout=60)
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(cli: Cli) -> None:
@@ -61,7 +61,7 @@ def test_ctrl_c_while_a_run_waits_for_another_leaves_nothing(cli: Cli) -> None:
     second = cli.start("run", task_file(cli, HELLO))
     line_of(second.stderr, "waiting")
     second.send_signal(signal.SIGINT)
-    second.communicate(timeout=30)
+    second.communicate(timeout=60)
     assert second.returncode == 130
     (cli.folder / "go").touch()
     first.communicate(timeout=60)
@@ -144,4 +144,4 @@ def test_a_run_does_not_wait_for_what_an_earlier_agent_left(cli: Cli) -> None:
     (cli.folder / "go").touch()
     cli("agent", "--until-empty")
     assert (cli.shown(left)["status"], cli.shown(left)["epoch"]) == ("succeeded", 1)
-    logs.communicate(timeout=30)
+    logs.communicate(timeout=60)

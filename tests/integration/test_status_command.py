@@ -72,7 +72,7 @@ def test_of_an_agent_that_runs_a_task(rig: Rig) -> None:
     finally:
         (rig.folder / "go").touch()
         process.terminate()
-        process.wait(30)
+        process.wait(60)
     assert re.match(r"agent \S+  takes tasks\n", text)
     found = facts(text)
     assert found["slots"] == "1 of 1 taken"
@@ -100,7 +100,7 @@ def test_of_one_that_drains(rig: Rig) -> None:
     rig.until(lambda: told(rig, "draining"))
     assert "drains: takes no more tasks" in status(rig)
     (rig.folder / "go").touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_where_none_has_ever_been(rig: Rig) -> None:
@@ -112,7 +112,7 @@ def test_of_one_that_has_ended(rig: Rig) -> None:
     process = rig.process()
     rig.until(lambda: told(rig, "taking_tasks"))
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     said = status(rig, "--json", code=1)
     assert re.fullmatch(r"simagent: no agent runs on \S+; it ended at [\d :-]+\n", said)
     assert not (folder(rig) / "status").exists()
@@ -138,7 +138,7 @@ def test_of_one_that_does_not_answer(rig: Rig) -> None:
         process.send_signal(signal.SIGCONT)
         rig.until(lambda: told(rig, "taking_tasks"))
         process.terminate()
-        process.wait(30)
+        process.wait(60)
     assert f"an agent (pid {process.pid}) has {folder(rig)}, but does not tell how it" in said
     assert "within 5 s" in said
 
@@ -164,7 +164,7 @@ def test_of_one_whose_store_does_not_answer(
         text = status(rig)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
     store = next(engine for engine in fields["engines"] if engine["name"] == "store")
     assert store["failing"] is not None
     assert store["answered"] is None
@@ -189,7 +189,7 @@ def test_of_a_run(rig: Rig) -> None:
     rig.until(lambda: (told(rig, "taking_tasks") or {}).get("tasks"))
     assert status(rig).startswith("simagent run ")
     go.touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def told_of_end(port: int) -> str | None:
@@ -209,7 +209,7 @@ def test_prometheus_is_told_the_same(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
         text = rig.until(lambda: told_of_end(port))  # the agent counts it once it has read it back
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
     lines = set(text.splitlines())
     assert "simagent_attempts_claimed_total 1.0" in lines
     assert 'simagent_tasks_ended_total{outcome="succeeded",reason=""} 1.0' in lines
@@ -229,6 +229,6 @@ def test_an_agent_works_whose_port_is_taken(rig: Rig, monkeypatch: pytest.Monkey
             fields = rig.until(lambda: told(rig, "taking_tasks"))
         finally:
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
     url = f"http://127.0.0.1:{port}/metrics"
     assert fields["notices"] == [f"metrics_listen: {url}: Address already in use"]

@@ -64,7 +64,7 @@ def agent(rig: Rig) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def told(rig: Rig) -> dict[str, Any] | None:
@@ -184,7 +184,7 @@ def test_a_downgraded_agent_that_is_drained_leaves_it(
     process = rig.process()
     rig.until(lambda: (told(rig) or {}).get("turned"))
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert psutil.pid_exists(pid)
     assert journal_of(rig, task).exists()
     os.kill(pid, signal.SIGKILL)
