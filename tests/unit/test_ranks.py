@@ -160,3 +160,23 @@ def test_a_rank_that_is_gone_before_the_others_have_reached_it_is_told(
     assert told(text + OPENMPI_5_EXIT, 3, names) == Told(note="rank 1 exited with code 3")
     away = text.replace("Connection refused (111)", "No route to host (113)")
     assert told(away, 14, names) == Told(), "the network is to blame"
+
+
+@pytest.mark.parametrize(
+    ("names", "where"),
+    [
+        ({"10.77.0.1": "head", "10.77.0.2": "m1"}, " on head"),
+        ({"10.77.0.1": "head", "10.77.0.2": "m1", "10.77.0.3": "m2"}, ""),
+    ],
+)
+def test_a_rank_whose_end_mpirun_tells_in_half_is_told(names: dict[str, str], where: str) -> None:
+    text = (
+        "[m1:00000] *** An error occurred in Socket closed\n"
+        "[m1:00000] *** reported by process [1054277633,1]\n"
+        "[m1:00000] *** on a NULL communicator\n"
+        "prterun has exited due to process rank 1 with PID 547 on node m1 calling\n"
+        '"abort". This may have caused other processes in the application to be\n'
+    )
+    ended = f"a rank{where} ended before the others: one on m1 was connected to it"
+    assert told(text, 14, names) == Told(failed=ended)
+    assert told(text + OPENMPI_5_EXIT, 3, names) == Told(note="rank 1 exited with code 3")

@@ -36,6 +36,9 @@ _OPENMPI_UNREACHED = re.compile(
     r"Message:\s+connect\(\) to (?P<address>\S+):\d+ failed\s+Error:[^\n]*\((?P<errno>\d+)\)",
     re.DOTALL,
 )
+_OPENMPI_CLOSED = re.compile(
+    r"^\[(?P<host>[^\s:\]]+):\d+\] \*\*\* An error occurred in Socket closed", re.MULTILINE
+)
 _NOBODY_LISTENS = (errno.ECONNREFUSED, errno.ECONNRESET)
 _HYDRA_SIGNAL = re.compile(
     r"^=\s+BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\s+"
@@ -116,9 +119,17 @@ def _gone(text: str, names: Mapping[str, str]) -> str:
     if found is not None:
         return f"a rank on {found['host']} ended before the others"
     found = _OPENMPI_UNREACHED.search(text)
-    if found is not None and int(found["errno"]) in _NOBODY_LISTENS:
+    if found is not None:
+        if int(found["errno"]) not in _NOBODY_LISTENS:
+            return ""
         address = found["address"].strip("[]")
         return f"a rank on {names.get(address, address)} ended before the others had reached it"
+    found = _OPENMPI_CLOSED.search(text)
+    if found is not None:
+        # Of the peer that it names else nothing came through; on the same host there is no socket.
+        others = set(names.values()) - {found["host"]}
+        where = f" on {others.pop()}" if len(others) == 1 else ""
+        return f"a rank{where} ended before the others: one on {found['host']} was connected to it"
     return ""
 
 
