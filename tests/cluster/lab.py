@@ -229,6 +229,20 @@ class ClusterLab(Rig):
 
         return self._watched(task, look, _PATIENCE)
 
+    def met(self, task: TaskKeys) -> None:
+        """Wait until the ranks of wait.py have met, and the first has said who is there.
+
+        One that is killed before is not known to mpirun as a rank: it ends without a word.
+        """
+
+        def look() -> bool | None:
+            if self.client.state(task).terminal:
+                raise _InVainError
+            said = self.folder.glob(f"{HEAD}/agent/attempts/*{task.id}.*/logs/stdout")
+            return any(file.stat().st_size for file in said) or None
+
+        self._watched(task, look, _PATIENCE)
+
     def told(self, task: TaskKeys) -> str:
         """Tell all that may explain what became of a task."""
         state = self.client.state(task)

@@ -57,6 +57,7 @@ def test_a_rank_that_dies_ends_those_in_the_containers_of_other_hosts(
     inputs = [str(images.HERE / "ranks" / "wait.py")]
     task = lab.submit({"run": "python3 wait.py", "mpi": spread(2)}, image=probe, inputs=inputs)
     lab.running_on(task, "wait.py", HEAD, "m1")
+    lab.met(task)
     lab.vms["m1"].run("pkill -KILL -f '[w]ait.py'", user="root")
     state = lab.ends(task)
     assert (state.status, state.reason) == ("failed", "mpi_rank_failed"), lab.told(task)

@@ -79,6 +79,7 @@ def spanning(lab: ClusterLab, image: str, how: str = CONTAINED, **fields: object
         **{"grace": 2.0} | fields,
     )
     lab.running_on(task, RANK, HEAD, "m1")
+    lab.met(task)
     return task
 
 
