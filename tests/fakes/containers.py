@@ -49,7 +49,7 @@ class FakeImages:
     def kept(self) -> list[KeptImage]:
         return []
 
-    def remove(self, digest: str) -> int:
+    def remove(self, digest: str, *, unused_since: float | None = None) -> int:
         return 0
 
     def unpin(self, digest: str) -> None:

@@ -260,8 +260,8 @@ class PointedImages:
     def kept(self) -> list[KeptImage]:
         return self._inner.kept()
 
-    def remove(self, digest: str) -> int:
-        return self._inner.remove(digest)
+    def remove(self, digest: str, *, unused_since: float | None = None) -> int:
+        return self._inner.remove(digest, unused_since=unused_since)
 
     def unpin(self, digest: str) -> None:
         self._inner.unpin(digest)

@@ -46,7 +46,8 @@ class Shelf(FakeImages):
             for name in self.names
         ]
 
-    def remove(self, digest: str) -> int:
+    def remove(self, digest: str, *, unused_since: float | None = None) -> int:
+        assert unused_since == self.used
         if digest in self.stuck:
             raise ImageError(Reason.RUNTIME_FAILED, "a container uses it")
         self.names.remove(digest)

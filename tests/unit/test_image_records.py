@@ -1,12 +1,14 @@
 """The records of fetched images, of several processes at a time."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from simagent.ports.clock import Wake
 from simagent.ports.images import PullInterruptedError
+from simagent.runtimes.apptainer_images import ApptainerImages
 from simagent.runtimes.image_records import ImageRecord, ImageRecords
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -101,3 +103,17 @@ def test_one_at_a_time_has_its_turn(records: ImageRecords) -> None:
         pass
     with records.fetching("x", wake):
         pass
+
+
+def test_an_image_that_was_asked_for_since_it_was_chosen_for_removal_stays(tmp_path: Path) -> None:
+    images = ApptainerImages("apptainer", tmp_path)
+    file = tmp_path / "image.sif"
+    file.write_bytes(b"sif")
+    kept = ImageRecord(refs=(), digest=A, handle=str(file), size_bytes=3, used=1.0)
+    images._records.note(kept, ref="x:1")
+    (chosen,) = images.kept()
+    images._records.note(replace(kept, used=2.0), ref="x:1")  # by a task that begins with it
+    assert images.remove(A, unused_since=chosen.used) == 0
+    assert file.exists()
+    assert images.remove(A, unused_since=2.0) == 3
+    assert not file.exists()

@@ -80,8 +80,11 @@ class Images(Protocol):
     def kept(self) -> list[KeptImage]:
         """List the images that were fetched, the least recently used first."""
 
-    def remove(self, digest: str) -> int:
-        """Remove an image unless a container uses it; tell how many bytes were freed, about."""
+    def remove(self, digest: str, *, unused_since: float | None = None) -> int:
+        """Remove an image unless a container uses it; tell how many bytes were freed, about.
+
+        It stays where it was asked for after ``unused_since``, a Unix time.
+        """
 
     def unpin(self, digest: str) -> None:
         """Let an image be removed again."""

@@ -27,6 +27,7 @@ from simagent.runtimes.sif_store import SifStore
 from simagent.runtimes.workplace import aside, clear_workplaces, workplace
 
 _PATIENCE = 180.0
+_TRIES = 3
 
 
 class ApptainerImages:
@@ -72,9 +73,7 @@ class ApptainerImages:
                 self._cleared = True
             if ref.kind is ImageKind.SIF:
                 return self._in_place(ref, *wakes)
-            fetch = _Fetch(self, ref, wakes, progress)
-            record = replace(fetch.record(), used=time.time())
-            self._records.note(record, ref=str(ref), pin=pin)
+            record = _Fetch(self, ref, wakes, progress).noted(pin=pin)
         except OSError as error:
             raise disk_error(error, self.folder) from error
         return Image(
@@ -89,13 +88,15 @@ class ApptainerImages:
         """List the images that were fetched, the least recently used first."""
         return self._records.kept()
 
-    def remove(self, digest: str) -> int:
+    def remove(self, digest: str, *, unused_since: float | None = None) -> int:
         """Remove an image unless a container uses it; tell how many bytes were freed."""
         now = Wake()
         now.set()
         with suppress(PullInterruptedError), self._records.fetching(digest, now):
             record = self._records.of(digest)
-            if record is None or _is_open(file := Path(record.handle)):
+            if record is None or not self._records.is_left_alone(digest, unused_since):
+                return 0
+            if _is_open(file := Path(record.handle)):
                 return 0
             if file.parent == self.folder:  # nothing else was ever put there
                 file.unlink(missing_ok=True)
@@ -146,6 +147,21 @@ class _Fetch:
         self._ref = ref
         self._wakes = wakes
         self._progress = progress
+
+    def noted(self, *, pin: bool) -> ImageRecord:
+        """Give the record of the image, written down as used now. Raises as `record`.
+
+        In the turn of who removes it: that either finds it in use, or was there before.
+        """
+        for _ in range(_TRIES):
+            record = self.record()
+            with self._records.fetching(record.digest, *self._wakes):
+                if self._here(record.digest) is not None:
+                    record = replace(record, used=time.time())
+                    self._records.note(record, ref=str(self._ref), pin=pin)
+                    return record
+        message = f"image {self._ref} is removed as soon as it is here"
+        raise ImageError(Reason.IMAGE_PULL, message, retryable=True)
 
     def record(self) -> ImageRecord:
         """Give the record of the image, which is here then. Raises as `ensure` does; OSError."""

@@ -94,7 +94,7 @@ class DockerImages:
         """Let an image be removed again."""
         self._records.unpin(digest)
 
-    def remove(self, digest: str) -> int:
+    def remove(self, digest: str, *, unused_since: float | None = None) -> int:
         """Remove an image unless a container uses it; tell how many bytes were freed, about."""
         record = self._records.of(digest)
         if record is None or not record.ours:
@@ -105,6 +105,8 @@ class DockerImages:
             with ExitStack() as turns:
                 for ref in record.refs:  # whoever has a turn with it is about to use it
                     turns.enter_context(self._records.fetching(ref, now))
+                if not self._records.is_left_alone(digest, unused_since):
+                    return 0
                 return self._removed(record)
         except (PullInterruptedError, EngineAwayError, EngineRefusedError):
             return 0

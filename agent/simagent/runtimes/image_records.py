@@ -71,6 +71,11 @@ class ImageRecords:
         """Find an image by its digest."""
         return _read(self._path(digest))
 
+    def is_left_alone(self, digest: str, since: float | None) -> bool:
+        """Tell whether an image is known that nobody has asked for since a Unix time, if named."""
+        record = self.of(digest)
+        return record is not None and (since is None or record.used <= since)
+
     def meant(self, ref: str) -> ImageRecord | None:
         """Find what a reference last meant here."""
         return next((record for record in self.all() if ref in record.refs), None)

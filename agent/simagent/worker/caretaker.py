@@ -55,7 +55,7 @@ def tidy(
         if image.pinned or spared(image):
             continue
         try:
-            freed = images.remove(image.digest)
+            freed = images.remove(image.digest, unused_since=image.used)
         except (ImageError, OSError) as error:
             log.warning("image not removed", image=image.refs, error=str(error))
             continue
