@@ -60,7 +60,7 @@ def test_it_waits_for_an_agent_that_may_run_it_and_tells_who_does_not(
     with rig.agent("able"), rig.agent("unable", allow_process=False, agent="unable"):
         rig.until(lambda: len(heartbeats(rig)) == 2)
         wait = f"while [ ! -e '{tmp_path}/go' ]; do sleep 0.05; done"
-        long = rig.submit({"run": wait, "shell": True}, time_limit=100)
+        long = rig.submit({"run": wait, "shell": True}, time_limit=600)
         rig.until(lambda: rig.running(long))
         waits = rig.submit("true")
         (refused,) = rig.until(lambda: rig.client.refusals(waits) or None)
@@ -68,11 +68,12 @@ def test_it_waits_for_an_agent_that_may_run_it_and_tells_who_does_not(
         unable = next(beat for beat in heartbeats(rig) if beat.agent == "unable")
         ttl = rig.config().times.agent_ttl
         per = rig.config().times.heartbeat_every
-        rig.until(  # many times the time after which it would end
+        rig.until(  # twice the time after which it would end
             lambda: any(
-                beat.agent == "unable" and beat.beat > unable.beat + 3 * ttl / per
+                beat.agent == "unable" and beat.beat > unable.beat + 2 * ttl / per
                 for beat in heartbeats(rig)
-            )
+            ),
+            100.0,  # beats of a busy machine are late
         )
         why = "it runs programs of the machine, which is not allowed here"
         assert f"waiting: refused by unable: {why}" in cli("show", waits.id).stdout
