@@ -1,5 +1,6 @@
 """What another thread takes away between two looks at it is no error of the agent."""
 
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,8 @@ class Doors:
 def test_the_doors_of_a_step_may_go_while_they_are_asked_for_samples() -> None:
     kind = with_once(StepRunner, _beside=Doors())
     runner = kind.__new__(kind)
-    assert runner.samples() == [{"host": "b"}]
+    runner._untaken = deque([{"host": "a"}])  # of the step before
+    assert runner.samples() == [{"host": "b"}, {"host": "a"}]
     assert runner.samples() == []
 
 

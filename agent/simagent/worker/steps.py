@@ -1,5 +1,6 @@
 """Runs the commands of a task, one after the other, and says how that ended."""
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class StepRunner:
         self._stopping: Reason | None = None
         self._told_at = 0
         self._beside: Doors | None = None
+        self._untaken: deque[Sample] = deque()
+        """Samples that were left when a step ended."""
         # Before this incarnation takes any itself.
         self._sampled_before = _modified(journal.metrics)
         self.save: Callable[[Callable[[], bool]], None] = lambda _over: None
@@ -92,7 +95,11 @@ class StepRunner:
     def samples(self) -> list[Sample]:
         """Take away the samples of the other hosts of the step since the last call."""
         beside = self._beside  # the next step has others, or none
-        return beside.take_samples() if beside is not None else []
+        taken = list(beside.take_samples()) if beside is not None else []
+        with suppress(IndexError):
+            while True:
+                taken.append(self._untaken.popleft())
+        return taken
 
     def run(self) -> Ending:
         """Run all steps; the first that fails ends them.
@@ -158,6 +165,7 @@ class StepRunner:
         )
         if doors is not None:  # they tell, too, why mpirun failed
             doors.close(self._orders)
+            self._untaken.extend(doors.take_samples())
         stopping = self._stopping or self._journal.entry.stopping
         return self._judge.judge(number, planned, exit_, stopping, doors)
 
