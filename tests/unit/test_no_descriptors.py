@@ -1,8 +1,10 @@
 """What an agent does while no file descriptor is left to it."""
 
 import errno
+import gc
 import os
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from fakes.descriptors import no_files_left
 from fakes.steps import LIMIT, Folder, alive
+from simagent.ports.clock import Wake
 from simagent.runtimes.process import ProcessRuntime
 from simagent.transfer.tree import Tree
 from simagent.worker.diskwatch import DiskWatch
@@ -19,6 +22,15 @@ from simagent.worker.identity import StateFolderError, identify
 from simagent.worker.journal import Journals
 from simagent.worker.notify import Notifier
 from simagent.worker.span import keep_folder_alive
+
+
+def test_an_event_that_cannot_be_made_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: ignored.append(told.exc_value))
+    with no_files_left(), pytest.raises(OSError, match="open files"):
+        Wake()
+    gc.collect()
+    assert ignored == []
 
 
 def test_what_systemd_cannot_be_told_just_now_is_no_error(

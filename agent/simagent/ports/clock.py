@@ -66,6 +66,8 @@ def poll_timeout(seconds: float | None) -> int | None:
 class Wake:
     """An event that threads set and select() waits for. Safe to set in a signal handler."""
 
+    _fd = -1
+
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -89,4 +91,5 @@ class Wake:
         return SystemClock().wait(0.0, self)
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:  # else there was no file left to make it of
+            os.close(self._fd)
