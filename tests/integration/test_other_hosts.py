@@ -153,6 +153,18 @@ def test_a_daemon_that_crashes_is_no_host_that_is_lost(cluster: Cluster) -> None
     nothing_left(cluster, task)
 
 
+def test_an_mpirun_that_does_not_say_what_its_rank_died_of_is_not_what_died(
+    cluster: Cluster,
+) -> None:
+    """It told the daemons to end, which nobody does who was killed."""
+    with cluster.up():
+        task = cluster.ranks("mkdir first && exit 137; exit 0")
+        state = cluster.finish(task)
+    assert (state.status, state.reason) == ("failed", "mpi_rank_failed")
+    assert "a rank was ended by SIGKILL (signal 9); mpirun did not tell" in (state.message or "")
+    nothing_left(cluster, task)
+
+
 def test_an_mpirun_that_lost_a_host_and_exits_with_0_has_not_succeeded(cluster: Cluster) -> None:
     """As that of Open MPI 5 does."""
     said = (

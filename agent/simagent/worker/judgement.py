@@ -11,7 +11,7 @@ from simagent.worker.endings import Ending, StepLostError
 from simagent.worker.journal import Journal
 from simagent.worker.orders import Orders
 from simagent.worker.plans import Planned
-from simagent.worker.ranks import Told, read_tail, signal_name, told
+from simagent.worker.ranks import Told, ended_by, read_tail, signal_name, told
 from simagent.worker.span import Doors
 
 LOST = (Reason.SHIM_LOST, Reason.ORPHANED, Reason.RUNTIME_FAILED)
@@ -83,14 +83,23 @@ class StepJudge:
         ranks = self._told(number, planned, exit_)
         # A daemon that crashed, while its host is well, would crash elsewhere, too.
         failed = ranks.failed or (doors is not None and doors.crashed)
+        if not failed and doors is not None:
+            failed = self._seen_elsewhere(exit_, ranks, doors)
         if failed:
             return self._failed(Reason.MPI_RANK_FAILED, f"{where}: {failed}")
-        if doors is not None:
-            # Open MPI 5 exits with 0 when one of its daemons is gone.
-            lost = doors.died or (ranks.lost and f"host {ranks.lost}: MPI's daemon there is gone")
-            if lost:
-                raise StepLostError(Reason.MPI_HOST_LOST, lost)
         return self._ran(where, exit_, ranks)
+
+    def _seen_elsewhere(self, exit_: StepExit, ranks: Told, doors: Doors) -> str:
+        """Tell of a rank's end by that of MPI's daemons. Raises `StepLostError` of a host's."""
+        # Open MPI 5 exits with 0 when one of its daemons is gone.
+        lost = doors.died or (ranks.lost and f"host {ranks.lost}: MPI's daemon there is gone")
+        if lost:
+            raise StepLostError(Reason.MPI_HOST_LOST, lost)
+        # It does not always print what it saw.
+        by = exit_.signal or ended_by(exit_.exit_code)
+        if not doors.dismissed or not by or ranks.note:
+            return ""
+        return f"a rank was ended by {signal_name(by)}; mpirun did not tell which"
 
     def _ran(self, where: str, exit_: StepExit, ranks: Told) -> Ending | None:
         more = "".join(f": {text}" for text in (exit_.message, ranks.note) if text)

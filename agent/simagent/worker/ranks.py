@@ -84,6 +84,12 @@ def read_tail(*paths: Path) -> str:
     return "\n".join(_tail(path) for path in paths)
 
 
+def ended_by(code: int | None) -> int | None:
+    """Give the signal of a rank that an exit code of Open MPI's `mpirun` tells of, if it does."""
+    number = (code or 0) - _EXITED_BY_SIGNAL
+    return number if number in signal.valid_signals() else None
+
+
 def signal_name(number: int) -> str:
     """Say a signal's name and number."""
     try:
@@ -107,9 +113,9 @@ def _failed(text: str, code: int | None) -> str:
             return ""
         return f"a rank on {found['host']} was ended by {signal_name(number)}"
     # Of programs that never joined the job as a rank Open MPI 4 does not say more.
-    number = (code or 0) - _EXITED_BY_SIGNAL
-    if number in signal.valid_signals() and _OPENMPI_ABORTED.search(text):
-        return f"a rank was ended by {signal_name(number)}"
+    by = ended_by(code)
+    if by is not None and _OPENMPI_ABORTED.search(text):
+        return f"a rank was ended by {signal_name(by)}"
     return ""
 
 

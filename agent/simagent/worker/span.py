@@ -91,6 +91,8 @@ class Doors:
         """On which host MPI's own daemon was ended from outside; empty where none was."""
         self.crashed = ""
         """On which host it ended by a fault of its own, as it would again; empty where none did."""
+        self.dismissed = False
+        """Whether `mpirun` told a daemon to end: it lived to see the job's end."""
         self.departs: Preempted | None = None
         """That a host is about to go away, if one is."""
 
@@ -190,6 +192,8 @@ class Doors:
                 log.warning("host lost", task=self._journal.entry.task, host=host, error=event.why)
                 self.lost = self.lost or why
                 self._doubt(host, event.why)
+            case "exited" if event.code == 0:
+                self.dismissed = True
             case "exited" if event.signal is not None and not self._was_left(event):
                 more = event.why and f": {event.why}"
                 by = signal_name(event.signal)
