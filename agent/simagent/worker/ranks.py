@@ -113,9 +113,9 @@ def _failed(text: str, code: int | None) -> str:
             return ""
         return f"a rank on {found['host']} was ended by {signal_name(number)}"
     # Of programs that never joined the job as a rank Open MPI 4 does not say more.
-    by = ended_by(code)
-    if by is not None and _OPENMPI_ABORTED.search(text):
-        return f"a rank was ended by {signal_name(by)}"
+    last = ended_by(code)
+    if last is not None and _OPENMPI_ABORTED.search(text):
+        return f"a rank was ended by {signal_name(last)}"
     return ""
 
 
