@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from fakes.clock import FakeClock
 from fakes.descriptors import no_files_left
 from fakes.steps import LIMIT, Folder, alive
 from simagent.ports.clock import Wake
 from simagent.runtimes.process import ProcessRuntime
 from simagent.transfer.tree import Tree
+from simagent.worker import entry_records
 from simagent.worker.diskwatch import DiskWatch
 from simagent.worker.drain import DrainFile
 from simagent.worker.identity import StateFolderError, identify
@@ -95,6 +97,30 @@ def test_an_agent_that_cannot_read_who_it_is_becomes_nobody_else(
         with pytest.raises(StateFolderError, match="open files"):
             identify(tmp_path)
     assert identify(tmp_path).agent == me.agent
+
+
+def test_what_an_earlier_agent_left_stays_while_it_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals, run = Journals(tmp_path), tmp_path / "run"
+    attempt, ended = journals.root / "p.T1.1", list[Path]()
+    for folder, name in ((attempt, "journal.json"), (run, "entry.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+
+    def short(path: Path) -> bytes:
+        if not path.exists():
+            raise FileNotFoundError(path)
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    monkeypatch.setattr(Path, "read_bytes", short)
+    with pytest.raises(OSError, match="open files"):
+        list(journals.all(end=ended.append))
+    with pytest.raises(OSError, match="open files"):
+        entry_records.read(run, FakeClock())
+    assert attempt.exists()
+    assert ended == []
+    assert run.exists()
 
 
 def test_what_an_attempt_runs_is_kept_alive_as_far_as_it_is_found(tmp_path: Path) -> None:

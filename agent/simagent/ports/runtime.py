@@ -18,12 +18,13 @@ class RuntimeFailedError(Exception):
         self.reason = reason
 
 
-def passes(error: OSError) -> bool:
+def passes(error: Exception) -> bool:
     """Tell whether an error is of what a machine lacks for a while: file descriptors, memory.
 
     Nothing can be concluded of a step from what could not be read meanwhile.
     """
-    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    lacks = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(error, OSError) and error.errno in lacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

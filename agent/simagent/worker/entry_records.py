@@ -15,6 +15,7 @@ from simagent.cluster.messages import Enter, Exited
 from simagent.domain.events import Event
 from simagent.domain.state import Record
 from simagent.ports.clock import Clock
+from simagent.ports.runtime import passes
 from simagent.transfer.removal import remove_tree
 from simagent.worker.durable import write_durably
 from simagent.worker.entry import Entry
@@ -66,7 +67,7 @@ def conclude(entry: Entry, exited: Exited) -> None:
 def read(folder: Path, clock: Clock) -> Entry | None:
     """Read what an earlier agent wrote down of a run; a folder that tells of none is removed.
 
-    Raises `NewerRunError`.
+    Raises `NewerRunError`, and OSError where that cannot be read just now.
     """
     for name in (_ENDED, _RECORD):
         try:
@@ -78,6 +79,8 @@ def read(folder: Path, clock: Clock) -> Entry | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as error:
+            if passes(error):
+                raise  # nothing is amiss with it, nor with what it runs
             log.warning(Event.JOURNAL_SET_ASIDE, path=str(folder), error=str(error)[:200])
             break
         entry = Entry(record.request, folder, clock)

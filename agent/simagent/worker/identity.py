@@ -179,7 +179,7 @@ def _persistent_id(path: Path) -> str:
         if fields["machine"] == machine:
             return str(fields["agent"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OSError) and passes(error):
+        if passes(error):
             raise  # it stands there: another identity would end what this agent runs
         # First start, a cloned image, or a damaged file: a new identity is safe.
     agent = f"{socket.gethostname().split('.')[0]}-{secrets.token_hex(3)}"

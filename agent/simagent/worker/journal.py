@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from simagent.domain.events import Event
+from simagent.ports.runtime import passes
 from simagent.transfer.removal import remove_tree
 from simagent.worker.disk import Reserve, is_no_space
 from simagent.worker.durable import sync_folder, write_durably
@@ -154,7 +155,7 @@ class Journals:
         """Read every journal; set aside what cannot be read, remove what has none.
 
         ``end`` ends what an attempt whose journal is lost still runs. Those of a `newer` version
-        stay as they are.
+        stay as they are. Raises OSError where one cannot be read just now.
         """
         for folder in sorted(self.root.iterdir()):
             try:
@@ -164,6 +165,8 @@ class Journals:
             except FileNotFoundError:
                 remove_tree(folder)
             except (OSError, ValueError, RecursionError) as error:
+                if passes(error):
+                    raise  # nothing is amiss with it, nor with what it runs
                 end(folder)
                 self.set_aside(folder, str(error).splitlines()[0])
 
