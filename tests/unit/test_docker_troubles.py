@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from fakes.descriptors import no_files_left
+from fakes.steps import until
 from simagent import shim
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import SystemClock
@@ -103,6 +104,28 @@ def test_a_step_that_ends_while_no_file_descriptor_is_left_is_seen_to_have_ended
     exit_ = step.wait(10)
     assert exit_ is not None
     assert exit_.exit_code == 0
+
+
+def test_the_end_of_a_step_is_told_once_its_records_can_be_read(tmp_path: Path) -> None:
+    client = Client()
+    step = begun(client, tmp_path)
+    assert step.wait(0.1) is None
+    client.over.set()
+    until(step._over.is_set, "the end")
+    with no_files_left():
+        assert step.wait(10) is None
+    exit_ = step.wait(10)
+    assert exit_ is not None
+    assert exit_.exit_code == 0
+
+
+def test_a_record_that_can_never_be_read_ends_the_wait_for_a_step(tmp_path: Path) -> None:
+    client = Client()
+    step = begun(client, tmp_path)
+    (tmp_path / "step-0.stop").mkdir()
+    client.over.set()
+    with pytest.raises(IsADirectoryError):
+        step.wait(10)
 
 
 def test_what_nobody_can_make_sense_of_ends_the_wait_for_a_step(tmp_path: Path) -> None:

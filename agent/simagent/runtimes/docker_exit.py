@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simagent.domain.reasons import Reason
-from simagent.ports.runtime import StepExit, StepLimits
+from simagent.ports.runtime import StepExit, StepLimits, passes
 from simagent.runtimes.docker_container import (
     AGAIN,
     BEGUN,
@@ -48,7 +48,10 @@ def moment(text: str) -> float:
 def read_exit(
     state: Mapping[str, Any], folder: Path, number: int, *, stopped: bool, limits: StepLimits
 ) -> StepExit:
-    """Tell how a step ended by itself, or because it was ``stopped``."""
+    """Tell how a step ended by itself, or because it was ``stopped``.
+
+    Raises OSError where what it left cannot be read just now.
+    """
     began, over = moment(state["StartedAt"]), moment(state["FinishedAt"])
     code = state["ExitCode"]
     report = _report(folder, number)
@@ -119,7 +122,9 @@ def _report(folder: Path, number: int) -> str:
     try:
         with report_path(folder, number).open("rb") as file:
             line = file.readline(1024).decode(errors="replace").strip()
-    except OSError:
+    except OSError as error:
+        if passes(error):
+            raise
         return ""
     # The task may write it, too.
     return "".join(c if c.isprintable() else "?" for c in line) or NEW

@@ -10,7 +10,7 @@ from typing import Any
 
 from simagent import shim
 from simagent.ports.clock import Waitable, Wake, poll_timeout
-from simagent.ports.runtime import StepExit, StepPlan
+from simagent.ports.runtime import StepExit, StepPlan, passes
 from simagent.runtimes import records
 from simagent.runtimes.docker_engine import DockerEngine, EngineAwayError, EngineRefusedError
 from simagent.runtimes.docker_exit import (
@@ -81,8 +81,14 @@ class DockerStep:
             if self._over.fileno() in ready:
                 if self._error is not None:
                     raise self._error
-                with self._lock:
-                    self._exit = self._exit or self._conclude()
+                try:
+                    with self._lock:
+                        self._exit = self._exit or self._conclude()
+                except OSError as error:
+                    if not passes(error):
+                        raise
+                    time.sleep(_LOOK_EVERY)
+                    return None
             elif ready or left == 0.0:
                 return None
             elif self._usage.due() == 0.0:
@@ -183,8 +189,9 @@ class DockerStep:
                 if error.status == 404:
                     self._found = None
                     return
-            except OSError:  # no record can be read, as where no file descriptor is left
-                pass
+            except OSError as error:
+                if not passes(error):  # else a record can be read again in a while
+                    raise
             time.sleep(_LOOK_EVERY)
 
     def _look(self) -> dict[str, Any] | None:
