@@ -1,5 +1,8 @@
 """Which address of this machine the other hosts of a cluster are told."""
 
+import errno
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,17 @@ def test_without_a_choice_it_is_no_loopback() -> None:
     except AddressError:
         addresses = []
     assert not any(found.ip.is_loopback for found in addresses)
+
+
+def test_an_address_that_cannot_be_told_just_now_is_not_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*_what: object) -> None:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    monkeypatch.setattr(socket, "socket", short)
+    with pytest.raises(OSError, match="open files"):
+        own_address(None)
 
 
 def test_a_device_is_named_where_nothing_is_faster_than_tcp(tmp_path: Path) -> None:

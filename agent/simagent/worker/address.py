@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from simagent.ports.runtime import passes
+
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 # Addresses for documentation (RFC 5737): nothing is sent there, the kernel is asked for the way.
@@ -24,7 +26,7 @@ def own_address(interface: str | None) -> Interface:
     """Give this machine's address in a network, with the network that it is in.
 
     ``interface`` is the name of one, or a network as ADDRESS/BITS; None: that of the default route,
-    else any but loopback's. Raises `AddressError`.
+    else any but loopback's. Raises `AddressError`, and OSError where it cannot be told just now.
     """
     there = list(_addresses())
     if interface is None:
@@ -81,5 +83,7 @@ def _of_the_default_route() -> ipaddress.IPv4Address | ipaddress.IPv6Address | N
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(_SOMEWHERE)
             return ipaddress.ip_address(sock.getsockname()[0])
-    except OSError:
+    except OSError as error:
+        if passes(error):  # else it would be the address of another network, for a while
+            raise
         return None

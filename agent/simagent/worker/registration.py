@@ -74,8 +74,10 @@ class Registration:
         key = keys.cluster_member(self._member.cluster, self._member.identity.agent)
         try:
             self._member.ledger.store.put(key, self._record().model_dump_json(indent=1).encode())
-        except (StoreError, OSError) as error:
+        except StoreError as error:
             log.debug("member not shown", key=key, error=str(error))
+        except OSError as error:  # of this machine: nobody else tells of it
+            log.warning("member not shown", key=key, error=str(error))
 
     def _record(self) -> Member:
         member, identity = self._member, self._member.identity
