@@ -15,7 +15,8 @@ from fakes.clock import FakeClock
 from fakes.descriptors import no_files_left
 from fakes.steps import LIMIT, Folder, alive
 from simagent.ports.clock import Wake
-from simagent.runtimes.process import ProcessRuntime
+from simagent.ports.runtime import StepPlan
+from simagent.runtimes.process import ProcessRuntime, ProcessStep
 from simagent.transfer.tree import Tree
 from simagent.worker import entry_records
 from simagent.worker.diskwatch import DiskWatch
@@ -24,6 +25,7 @@ from simagent.worker.identity import StateFolderError, identify
 from simagent.worker.journal import Journals
 from simagent.worker.notify import Notifier
 from simagent.worker.span import keep_folder_alive
+from simagent.worker.steps import StepRunner
 
 
 def test_an_event_that_cannot_be_made_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +77,25 @@ def test_the_end_of_a_step_is_read_once_that_can_be(tmp_path: Path) -> None:
     step = folder.runtime.start(folder.plan("sh", "-c", "sleep 0.2; exit 7"))
     with no_files_left():
         assert step.wait(LIMIT) is None
+    exit_ = step.wait(LIMIT)
+    assert exit_ is not None
+    assert exit_.exit_code == 7
+
+
+def test_a_step_that_cannot_be_looked_at_when_it_has_started_goes_on(tmp_path: Path) -> None:
+    class Short(ProcessRuntime):
+        looks = 0
+
+        def attach(self, plan: StepPlan) -> ProcessStep | None:
+            self.looks += 1
+            if self.looks == 2:  # the first finds that it was never started
+                raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+            return super().attach(plan)
+
+    folder = Folder(tmp_path, Short())
+    runner = StepRunner.__new__(StepRunner)
+    runner._runtime = folder.runtime
+    step = runner._start(folder.plan("sh", "-c", "exit 7"), None)
     exit_ = step.wait(LIMIT)
     assert exit_ is not None
     assert exit_.exit_code == 7

@@ -211,13 +211,13 @@ class StepRunner:
             if doors is not None:
                 doors.open()
             return self._runtime.start(plan)
-        except RuntimeFailedError as error:
-            step = self._find(plan) if error.reason is Reason.RUNTIME_FAILED else None
+        except (RuntimeFailedError, OSError) as error:
+            step = self._find(plan) if _is_passing(error) else None
             if step is None:
                 if doors is not None:
                     doors.close(self._orders)
                 raise
-            return step  # the engine did it, and went away before it said so
+            return step  # it was done, but the engine went away, or no file could be opened, then
 
     def _before(self) -> Ending | None:
         self._orders.check()
