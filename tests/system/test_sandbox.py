@@ -84,6 +84,11 @@ def test_the_units_are_right_and_expose_little(
     machine.systemctl("start", "simagent")
     # Containers can be made in it, of this release's systemd.
     assert run(machine, "own", commands=[{"run": OWN_PROC, "shell": True}]) == "pid 1\n"
+    # Credentials that there are not are not missed, and those that there are come first.
+    assert "inherited credential" not in machine.run("journalctl", "--no-pager").stdout
+    machine.write("/etc/credstore/simagent.config", "allow_process = true\nslots = 3\n", 0o600)
+    machine.systemctl("restart", "simagent")
+    machine.until(lambda: "of 3 slots busy" in machine.shows("simagent", "StatusText"))
 
 
 def test_simulators_start(machines: Lab, package: Callable[[str], Path], images: Path) -> None:
