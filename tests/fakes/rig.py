@@ -18,6 +18,7 @@ from simagent.domain.keys import TaskKeys
 from simagent.domain.spec import Spec
 from simagent.domain.state import State
 from simagent.wiring.agent import open_agent, open_context
+from simagent.wiring.life import open_terms
 from simagent.wiring.tasks import open_tasks
 from simagent.worker.context import Context
 from simagent.worker.identity import alone_on
@@ -98,6 +99,7 @@ class Rig:
                 slots=config.slots,
                 until_empty=until_empty,
                 in_fleet=in_fleet,
+                terms=open_terms(config, ctx.clock),
                 trial=trial(ctx) if trial is not None else None,
             )
         errors: list[BaseException] = []

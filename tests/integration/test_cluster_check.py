@@ -15,6 +15,7 @@ from fakes.launchers import PlainLauncher
 from fakes.steps import commands_of, until
 from simagent.cli.cluster_check import ClusterCheck, kept_check
 from simagent.domain.cluster import Member
+from simagent.ports.clock import SystemClock
 from simagent.ports.launcher import Launcher, Ranks
 from simagent.wiring.agent import open_context
 from simagent.worker.context import Context
@@ -22,6 +23,7 @@ from simagent.worker.journal import Entry, Journals
 from simagent.worker.loop import Agent
 from simagent.worker.orders import Detached
 from simagent.worker.recovery import recover
+from simagent.worker.snapshot import Stage
 from simagent.worker.trial import Trial
 
 # Tells what ranks on three hosts would, by the probe; how many of them it is told.
@@ -93,8 +95,8 @@ class Grid(Cluster):
         return replace(ctx, settings=replace(ctx.settings, **self.settings))
 
     @contextmanager
-    def up(self) -> Iterator[Agent]:
-        with self.agent(change=self.change, trial=self.trial) as agent:
+    def up(self, *, idle: float | None = None) -> Iterator[Agent]:
+        with self.agent(change=self.change, trial=self.trial, idle_timeout=idle) as agent:
             yield agent
 
     def trial(self, ctx: Context) -> Trial:
@@ -208,6 +210,19 @@ def test_an_image_is_tried_where_one_is_named(grid: Grid) -> None:
         grid.kept()
     assert "/bin/sh mpi-check.sh" in grid.containers.plans[0].argv[2]
     assert [m.requests[1]["ask"] for m in grid.members.values()] == ["fetch", "fetch"]
+
+
+def test_a_machine_is_not_idle_while_tasks_wait_for_the_first_of_it(grid: Grid) -> None:
+    grid.stay()
+    clock = SystemClock()
+    with grid.up(idle=2.0) as agent:
+        grid.until(lambda: grid.calls or None)
+        waits = grid.ranks("true")
+        idle = clock.now() + 2.5
+        until(lambda: clock.now() > idle, "the time")
+        assert agent.snapshot().stage is Stage.TAKING_TASKS
+        assert not grid.ended(waits)
+        agent.interrupt(Detached("stop"))
 
 
 def test_an_agent_that_stops_leaves_nothing_of_it(grid: Grid) -> None:

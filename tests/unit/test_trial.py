@@ -106,9 +106,11 @@ def test_tasks_wait_until_it_is_over(headed: Headed) -> None:
     assert headed.trial.holds(free=False), "what runs ends first"
     assert headed.tried == []
     headed.go_on.clear()
+    assert not headed.trial.first
     assert headed.trial.holds(free=True)
     until(lambda: headed.tried, "a try")
     assert headed.trial.runs
+    assert headed.trial.first
     assert headed.trial.holds(free=True)
     headed.go_on.set()
     until(lambda: not headed.trial.runs, "the end")
@@ -140,6 +142,18 @@ def test_what_fails_keeps_no_tasks_and_is_tried_again_in_an_hour(
     headed.works = True
     headed.tries()
     headed.rests()
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_only_the_first_one_counts_as_such(headed: Headed, works: bool) -> None:
+    headed.works = works
+    headed.show("a")
+    headed.tries()
+    headed.show("a", "b")
+    headed.go_on.clear()
+    assert headed.trial.holds(free=True)
+    until(lambda: len(headed.tried) == 2, "another try")
+    assert not headed.trial.first
 
 
 def test_where_nobody_said_how_many_there_will_be_others_may_come_first() -> None:

@@ -230,7 +230,8 @@ class Agent:
         self._house.keep(self._takes, closing=self._closing)
         busy = bool(self._slots or self._unsettled)
         fetches = self._caretaker is not None and not self._caretaker.settled
-        order = self._life.look(busy=busy or bool(self._newer), wanted=fetches)
+        tries = self._trial is not None and self._trial.first
+        order = self._life.look(busy=busy or bool(self._newer), wanted=fetches or tries)
         if order is not None:
             self._slots.give_back(order)
         self._notifier.status(self._status())

@@ -82,6 +82,11 @@ class Trial:
             self._thread.start()
         return True
 
+    @property
+    def first(self) -> bool:
+        """Whether hosts are being tried for the first time: a task that waits may not be known."""
+        return self.runs and not self._works and self._failed is None
+
     def stop(self) -> None:
         """Try no more; returns at once."""
         self._stopped = True
