@@ -20,6 +20,8 @@ shell = true
 """
 _PASSING = ("/proc", "/sys", "/run", "/dev", "/root", "/tmp", "/var/tmp", "/var/log")
 _INSTALL = ("dpkg", "--force-unsafe-io", "--install")
+_THEIRS = "/sys/fs/cgroup/user.slice/simagent.service"
+_RUNS = f"setsid sh -c 'echo $$ >{_THEIRS}/cgroup.procs; exec sleep 1000'"
 _OURS = "/opt/simagent /etc/simagent /var/lib/simagent /usr/share/simagent /usr/bin/simagent"
 
 
@@ -80,6 +82,8 @@ def test_a_package_is_installed_and_goes(
     verified = machine.run("dpkg", "--verify", "simagent").stdout
     assert [line for line in verified.splitlines() if "/usr/share/doc/" not in line] == []
 
+    # As an agent that a user's own systemd has.
+    machine.run("sh", "-c", f"mkdir -p {_THEIRS} && {_RUNS} </dev/null >/dev/null 2>&1 &")
     task = settle(machine)
     pid = step(machine)
     removed = machine.run("dpkg", "--remove", "simagent")
@@ -90,6 +94,8 @@ def test_a_package_is_installed_and_goes(
     assert task not in machine.run("ps", "-e", "-o", "args").stdout
     assert machine.run("pgrep", "--full", "i=0; while", check=False).stdout == ""
     assert machine.run("sh", "-c", f"ls -d {_OURS}", check=False).stdout == ""
+    theirs = machine.run("cat", f"{_THEIRS}/cgroup.procs").stdout.strip()
+    machine.run("sh", "-c", f"kill {theirs} && until rmdir {_THEIRS}; do sleep 0.1; done")
     assert machine.run("find", "/sys/fs/cgroup", "-name", "simagent*").stdout == ""
     assert set(machine.read("/etc/passwd").split()) == set(users.split())
     assert machine.systemctl("list-unit-files", "--no-legend", "simagent*", check=False) == ""
