@@ -55,11 +55,11 @@ class DrainFile:
     def wish(self) -> Drain | None:
         """What the agent is to do; None: nothing."""
         try:
-            self._known = self._read(self._path.read_text(errors="replace"))
+            known = self._read(self._path.read_text(errors="replace"))
         except OSError as error:
-            if not passes(error):  # else it stands as it did
-                self._known = None
-        return self._known
+            known = self._known if passes(error) else None  # the first: it stands as it did
+        self._known = known
+        return known  # other threads ask, too
 
     def _read(self, text: str) -> Drain | None:
         first, *more = text.split("\n")
