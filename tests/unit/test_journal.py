@@ -1,5 +1,6 @@
 """The journal: what is written down survives, what cannot be read is fatal to nobody."""
 
+import errno
 import json
 import os
 import shutil
@@ -91,6 +92,26 @@ def test_files_that_hosts_share_are_kept_as_long_as_what_was_set_aside(tmp_path:
     assert journal.artifacts.is_dir()
     journals.expire(before=time.time() - 60, agent=journal.entry.agent)
     assert journal.artifacts.is_dir()
+    journals.expire(before=time.time() + 60, agent=journal.entry.agent)
+    assert not shared.exists()
+    assert aside(tmp_path / "state") == []
+
+
+def test_files_that_hosts_share_go_with_it_once_it_can_be_read_whose_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared" / "c" / "p.T1.1"
+    journals = Journals(tmp_path / "state")
+    journal = journals.create(entry(shared=str(shared), cluster="c"))
+    journal.artifacts.mkdir(parents=True)
+    journals.set_aside(journal.folder, "lost")
+
+    def short(_path: Path) -> bytes:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", short)
+        journals.expire(before=time.time() + 60, agent=journal.entry.agent)
     journals.expire(before=time.time() + 60, agent=journal.entry.agent)
     assert not shared.exists()
     assert aside(tmp_path / "state") == []

@@ -235,10 +235,13 @@ def holds_attempt(folder: Path) -> bool:
 
 
 def _discard(folder: Path, agent: str) -> None:
-    with suppress(OSError, ValueError, RecursionError):
+    try:
         entry = read_entry(folder)
         if entry.shared is not None and entry.agent == agent:
             remove_shared(Path(entry.shared))
+    except (OSError, ValueError, RecursionError) as error:
+        if passes(error):
+            return  # the next time: else what it shared would stay
     if folder.is_dir() and not folder.is_symlink():
         remove_tree(folder)
     else:
