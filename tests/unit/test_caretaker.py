@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
 from fakes.clock import FakeClock
 from fakes.containers import FakeContainers, FakeImages
+from simagent.domain.events import Event
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Wake
 from simagent.ports.images import ImageError, KeptImage
@@ -28,6 +30,8 @@ class Shelf(FakeImages):
     names: list[str] = field(default_factory=list)
     pinned: tuple[str, ...] = ()
     stuck: tuple[str, ...] = ()
+    asked_for: tuple[str, ...] = ()
+    """Those that a task asks for just as they are about to be removed."""
     used: float = 0.0
 
     def disk(self) -> Path:
@@ -50,6 +54,8 @@ class Shelf(FakeImages):
         assert unused_since == self.used
         if digest in self.stuck:
             raise ImageError(Reason.RUNTIME_FAILED, "a container uses it")
+        if digest in self.asked_for:
+            return 0
         self.names.remove(digest)
         return SIZE
 
@@ -124,6 +130,15 @@ def test_what_is_pinned_or_in_use_stays(it: Fixture) -> None:
     it.attempt("p.t.1", entry)
     it.caretaker().look(it.stop)
     assert it.images.names == list("abc")
+
+
+def test_what_is_asked_for_meanwhile_stays_and_is_not_told_as_removed(it: Fixture) -> None:
+    it.images.asked_for = ("a",)
+    with capture_logs() as logs:
+        it.caretaker().look(it.stop)
+    assert it.images.names == ["a", "e"]
+    removed = [line["digest"] for line in logs if line["event"] == Event.IMAGE_REMOVED]
+    assert removed == ["b", "c", "d"]
 
 
 def test_what_was_just_used_stays(it: Fixture) -> None:

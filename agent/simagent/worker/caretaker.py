@@ -42,15 +42,14 @@ def tidy(
     used: Callable[[], float],
     marks: ImageMarks,
     spared: Callable[[KeptImage], bool],
-) -> list[KeptImage]:
+) -> None:
     """Remove images, the least recently used first, until the disk is used to the low mark.
 
     Nothing where the high mark is not reached; never one that is pinned or ``spared``. ``used``
-    tells the used share of the disk. Returns what was removed.
+    tells the used share of the disk.
     """
-    removed: list[KeptImage] = []
     if used() <= marks.high:
-        return removed
+        return
     for image in images.kept():
         if image.pinned or spared(image):
             continue
@@ -59,11 +58,11 @@ def tidy(
         except (ImageError, OSError) as error:
             log.warning("image not removed", image=image.refs, error=str(error))
             continue
+        if freed == 0:
+            continue  # it made no room: it is in use, or was asked for meanwhile
         log.info(Event.IMAGE_REMOVED, image=image.refs, digest=image.digest, bytes=freed)
-        removed.append(image)
         if used() <= marks.low:
             break
-    return removed
 
 
 def used_share(folder: Path) -> float:
