@@ -132,6 +132,23 @@ def test_what_is_pinned_or_in_use_stays(it: Fixture) -> None:
     assert it.images.names == list("abc")
 
 
+def test_images_stay_while_it_cannot_be_read_which_are_in_use(
+    it: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it.attempt("p.t.1", '{"image": "handle of a"}')
+    it.attempt("p.t.2", "damaged")
+
+    def short(_path: Path) -> NoReturn:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", short)
+        it.caretaker().look(it.stop)
+    assert it.images.names == list("abcde")
+    it.caretaker().look(it.stop)
+    assert it.images.names == ["a", "e"]
+
+
 def test_what_is_asked_for_meanwhile_stays_and_is_not_told_as_removed(it: Fixture) -> None:
     it.images.asked_for = ("a",)
     with capture_logs() as logs:

@@ -181,13 +181,20 @@ class Journals:
         return found
 
     def handles(self) -> set[str]:
-        """Give the handles of the images that attempts use."""
+        """Give the handles of the images that attempts use.
+
+        Raises OSError where one cannot be read just now: its image may be any.
+        """
         found = set()
         for folder in self.root.iterdir():
-            with suppress(OSError, ValueError, RecursionError):
+            try:
                 image = read_fields(folder).get("image")
-                if isinstance(image, str):
-                    found.add(image)
+            except (OSError, ValueError, RecursionError) as error:
+                if passes(error):
+                    raise
+                continue
+            if isinstance(image, str):
+                found.add(image)
         return found
 
     def set_aside(self, folder: Path, why: str) -> None:
