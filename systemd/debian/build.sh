@@ -146,7 +146,7 @@ install_to /usr/share/simagent "$units"/agent.toml "$units"/metadata.nft "$units
 # Keys that systemd 252, Debian 12's, does not know.
 if [ "$major" -ge 13 ]; then
     for unit in simagent simagent-member; do
-        install_to "$lib/system/$unit.service.d" "$units"/{backoff,credentials}.conf
+        install_to "$lib/system/$unit.service.d" "$units"/{backoff,00-credentials}.conf
     done
 fi
 mkdir -p "$root/usr/bin"

@@ -66,6 +66,17 @@ def test_a_mistake_would_be_noticed(tmp_path: Path, mistake: str) -> None:
     assert f"{UNIT.name}:" in verify(wrong, tmp_path)
 
 
+def test_a_drop_in_takes_nothing_back_that_an_administrators_sets() -> None:
+    """They are read by their names, wherever they lie: ``aws.conf`` before ``credentials.conf``."""
+    taking = [
+        path.name
+        for path in FOLDER.glob("*.conf")
+        if re.search(r"^\w+=$", path.read_text(), flags=re.MULTILINE)
+    ]
+    assert taking
+    assert all(name.startswith("00-") for name in taking), taking
+
+
 def test_simulations_outlive_a_restart_of_the_agent() -> None:
     lines = UNIT.read_text().splitlines()
     assert "KillMode=process" in lines
