@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fakes.cli import Cli
+from simagent import Client
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "python.md"
 BLOCK = re.compile(r"^```(\S+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -35,6 +37,15 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
         yield cli
 
 
+def idle(cli: Cli) -> None:
+    """Wait until the agent has shown itself, and the tasks of earlier examples have ended."""
+    client = Client(store=f"file://{cli.state}/store", queue=f"sqlite://{cli.state}/queue.db")
+    deadline = time.monotonic() + 60
+    while [agent.state for agent in client.agents()] != ["idle"]:
+        assert time.monotonic() < deadline, "the agent does not become idle"
+        time.sleep(0.1)
+
+
 def test_examples_are_found() -> None:
     text = "```python\na\n```\n\n```text\nb\n```\n```python no-run\nc\n```\n```python\nd\n```\n"
     assert list(examples(text)) == [("a\n", "b\n"), ("d\n", None)]
@@ -44,6 +55,7 @@ def test_examples_are_found() -> None:
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_example_prints_what_is_told(cli: Cli, number: int) -> None:
     code, told = EXAMPLES[number]
+    idle(cli)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=cli.folder,
