@@ -1,6 +1,5 @@
 """What runs a step, so that it outlives the agent and is found again by the next one."""
 
-import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,15 +15,6 @@ class RuntimeFailedError(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-def passes(error: Exception) -> bool:
-    """Tell whether an error is of what a machine lacks for a while: file descriptors, memory.
-
-    Nothing can be concluded of a step from what could not be read meanwhile.
-    """
-    lacks = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-    return isinstance(error, OSError) and error.errno in lacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from simagent.domain.reasons import Reason
-from simagent.ports.runtime import StepExit, StepLimits, passes
+from simagent.ports.passing import passes
+from simagent.ports.runtime import StepExit, StepLimits
 from simagent.runtimes.docker_container import (
     AGAIN,
     BEGUN,

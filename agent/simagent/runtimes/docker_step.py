@@ -10,7 +10,8 @@ from typing import Any
 
 from simagent import shim
 from simagent.ports.clock import Waitable, Wake, poll_timeout
-from simagent.ports.runtime import StepExit, StepPlan, passes
+from simagent.ports.passing import passes
+from simagent.ports.runtime import StepExit, StepPlan
 from simagent.runtimes import records
 from simagent.runtimes.docker_engine import DockerEngine, EngineAwayError, EngineRefusedError
 from simagent.runtimes.docker_exit import (

@@ -15,7 +15,8 @@ from typing import Any
 from simagent import shim
 from simagent.domain.reasons import Reason
 from simagent.ports.clock import Waitable, poll_timeout
-from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan, passes
+from simagent.ports.passing import passes
+from simagent.ports.runtime import RuntimeFailedError, StepExit, StepPlan
 from simagent.runtimes import cgroups, records
 from simagent.runtimes.heeding import heeding
 from simagent.runtimes.leftovers import end_leftovers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from simagent.ports.runtime import passes
+from simagent.ports.passing import passes
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 

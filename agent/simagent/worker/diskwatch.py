@@ -12,7 +12,7 @@ import structlog
 from simagent.domain.keys import STREAMS
 from simagent.domain.quantities import size_text
 from simagent.ports.clock import Wake
-from simagent.ports.runtime import passes
+from simagent.ports.passing import passes
 from simagent.telemetry.spool import Spool
 from simagent.worker.context import Context
 from simagent.worker.disk import used_bytes

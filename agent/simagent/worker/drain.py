@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from simagent.ports.clock import Clock, Waitable
-from simagent.ports.runtime import passes
+from simagent.ports.passing import passes
 from simagent.worker.identity import boot_id
 from simagent.worker.orders import Preempted
 

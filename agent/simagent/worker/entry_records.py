@@ -15,7 +15,7 @@ from simagent.cluster.messages import Enter, Exited
 from simagent.domain.events import Event
 from simagent.domain.state import Record
 from simagent.ports.clock import Clock
-from simagent.ports.runtime import passes
+from simagent.ports.passing import passes
 from simagent.transfer.removal import remove_tree
 from simagent.worker.durable import write_durably
 from simagent.worker.entry import Entry

@@ -18,7 +18,7 @@ import psutil
 
 from simagent import __version__
 from simagent.ports.clock import SystemClock
-from simagent.ports.runtime import passes
+from simagent.ports.passing import passes
 from simagent.worker.context import Identity
 
 _NAMED_WITHIN = 1.0

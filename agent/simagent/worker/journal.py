@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from simagent.domain.events import Event
-from simagent.ports.runtime import passes
+from simagent.ports.passing import passes
 from simagent.transfer.removal import remove_tree
 from simagent.worker.disk import Reserve, is_no_space
 from simagent.worker.durable import sync_folder, write_durably

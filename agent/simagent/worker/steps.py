@@ -14,13 +14,13 @@ from simagent.domain.reasons import Reason
 from simagent.domain.spec import Spec
 from simagent.domain.state import Status, StepRecord
 from simagent.ports.launcher import LaunchError
+from simagent.ports.passing import passes
 from simagent.ports.runtime import (
     Runtime,
     RuntimeFailedError,
     Step,
     StepExit,
     StepPlan,
-    passes,
 )
 from simagent.telemetry.metrics import Sample
 from simagent.telemetry.spool import allot
