@@ -12,7 +12,7 @@ from fakes.containers import FakeContainers, FakeImages
 from fakes.launchers import Launchers, PlainLauncher
 from fakes.member_agents import FakeMember
 from fakes.rig import Rig
-from fakes.steps import commands_of
+from fakes.steps import commands_of, running
 from simagent.cluster import relay
 from simagent.cluster.ssh import HeadKey
 from simagent.domain.cluster import Member
@@ -148,16 +148,8 @@ class Cluster(Rig):
         return self.until(look)
 
     def relays(self, name: str) -> list[int]:
-        path = str(self.members[name].path).encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if path in words:
-                found.append(int(folder.name))
-        return found
+        path = str(self.members[name].path)
+        return [pid for pid, words in running() if path in words]
 
 
 def is_rank(pid: int) -> bool:

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,14 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
 def alive(pid: int) -> bool:
     process = shim.look(pid)
     return process is not None and process.state not in "ZX"
+
+
+def running() -> Iterator[tuple[int, list[str]]]:
+    """List the processes of this machine, each with the words of its command line."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (folder / "cmdline").read_text(errors="replace")
+            yield int(folder.name), line.split("\0")
 
 
 def commands_of(task: str) -> list[int]:

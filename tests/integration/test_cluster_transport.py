@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fakes.member_agents import FakeMember
-from fakes.steps import until
+from fakes.steps import running, until
 from simagent.cluster import broker, launch, relay
 from simagent.cluster.calls import HostLostError, HostRefusedError, ask
 from simagent.cluster.connection import Pace
@@ -56,15 +56,8 @@ def template(grace: float = 1.0) -> Enter:
 
 def relays(socket: Path) -> list[int]:
     """List the relays that run for a socket."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(socket).encode() in words and relay.__file__.encode() in words:
-            found.append(int(folder.name))
-    return found
+    wanted = {str(socket), str(relay.__file__)}
+    return [pid for pid, words in running() if wanted <= set(words)]
 
 
 @dataclass

@@ -21,7 +21,7 @@ import pytest
 
 from engines.ports import free_port
 from fakes.member_agents import FakeMember
-from fakes.steps import alive, until
+from fakes.steps import alive, running, until
 from simagent import shim
 from simagent.cluster import broker, launch, relay
 from simagent.cluster.calls import HostLostError, HostRefusedError, ask
@@ -111,17 +111,10 @@ class Gate:
 
     def servers(self) -> list[int]:
         """List the processes of the server and its connections, and the relays."""
-        return [pid for pid, words in running() if str(self.root) in words]
+        return [pid for pid, words in running() if str(self.root) in " ".join(words)]
 
     def relays(self) -> list[int]:
-        return [pid for pid, words in running() if f"{self.root}/relay.py" in words]
-
-
-def running() -> Iterator[tuple[int, str]]:
-    """List what runs, by its command line."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            yield int(folder.name), (folder / "cmdline").read_text(errors="replace")
+        return [pid for pid, words in running() if f"{self.root}/relay.py" in " ".join(words)]
 
 
 @pytest.fixture
@@ -448,9 +441,9 @@ def step(gate: Gate) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     call = subprocess.Popen([launch.program(laid), "127.0.0.1", "sleep 600"])
     happened(private, "entered")
     yield process, private
-    for running in (process, call):
-        running.kill()
-        running.wait()
+    for each in (process, call):
+        each.kill()
+        each.wait()
 
 
 def happened(private: Path, event: str) -> broker.Happening:
